@@ -1,0 +1,88 @@
+"""Every error this package raises on purpose."""
+
+
+class LineaheadError(Exception):
+    """Base class: something the user can act on.
+
+    Attributes:
+        hint: one imperative sentence saying what to do next, or None.
+        exit_code: process exit status when this error reaches the command line.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Keep `hint` when an error crosses a process boundary."""
+        return (_rebuild, (type(self), str(self), self.hint))
+
+
+def _rebuild(cls: type[LineaheadError], message: str, hint: str | None) -> LineaheadError:
+    return cls(message, hint=hint)
+
+
+class RecipeError(LineaheadError, ValueError):
+    """A recipe file is malformed or asks for something impossible."""
+
+    exit_code = 2
+
+
+class SettingsError(RecipeError):
+    """The operator's settings contradict each other."""
+
+
+class CheckpointError(LineaheadError, ValueError):
+    """A checkpoint, tokenizer or weight file is missing, damaged or unreadable."""
+
+    exit_code = 3
+
+
+class ArchitectureError(LineaheadError, NotImplementedError):
+    """An architecture cannot be converted, exported or decoded as asked."""
+
+    exit_code = 4
+
+
+class ArtifactError(LineaheadError, ValueError):
+    """An artifact folder lacks a file, or its parts do not belong together."""
+
+    exit_code = 5
+
+
+class ExportError(LineaheadError, RuntimeError):
+    """An export failed."""
+
+    exit_code = 6
+
+
+class ParityError(ExportError):
+    """Two forms of the same model disagree by more than the stated bound."""
+
+    exit_code = 7
+
+
+class InputError(LineaheadError, ValueError):
+    """A prompt, file or option given by the user cannot be used."""
+
+    exit_code = 8
+
+
+class BackendError(LineaheadError, RuntimeError):
+    """A runtime backend is not installed, not usable here, or failed."""
+
+    exit_code = 9
+
+
+class TrainingError(LineaheadError, RuntimeError):
+    """Training cannot start, resume or go on."""
+
+    exit_code = 10
+
+
+class StorageError(LineaheadError, OSError):
+    """A file could not be written, or the disk is full."""
+
+    exit_code = 11

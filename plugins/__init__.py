@@ -1,0 +1,1 @@
+"""Operators: one folder each, holding every form of the operator."""

@@ -1,0 +1,1 @@
+"""The operator inside transformers models: attachment, attention function, cache, model class, explicit-state step model."""

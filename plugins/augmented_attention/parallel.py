@@ -1,0 +1,125 @@
+"""The training form: whole texts, in parallel over groups, differentiable. The same function as the step form on a chain."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lineahead.plugins.augmented_attention import feature_maps
+from lineahead.plugins.augmented_attention.schema import AttentionSettings
+from lineahead.plugins.augmented_attention.step import local_kernel, unit
+
+
+def parallel(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    alpha: Tensor,
+    local_scale: Tensor,
+    conv: Tensor,
+    query_map: Tensor,
+    key_map: Tensor,
+    *,
+    settings: AttentionSettings,
+    scale: float,
+) -> Tensor:
+    """Causal augmented attention of whole texts from position 0, ``O(N)`` in time and memory.
+
+    Args:
+        query: ``[B, H, N, D]``, after RoPE.
+        key: ``[B, Hkv, N, D]``.
+        value: ``[B, Hkv, N, Dv]``.
+        alpha: ``[H]``.
+        local_scale: ``[H]``.
+        conv: ``[H, taps]``.
+        query_map: ``[H, D, M]``; any tensor when the feature map has no weights.
+        key_map: ``[Hkv, D, M]``; likewise.
+        settings: the operator's settings.
+        scale: multiplier of ``q . k`` in the local kernel.
+
+    Returns:
+        ``[B, H, N, Dv]`` in query's dtype.
+
+    Source: You et al., 2024, arXiv:2406.07368, section 4 (groups); the state of group g is the exclusive sum over groups.
+    """
+    batch, heads, length, _ = query.shape
+    shared, size = key.shape[1], settings.window
+    compute, dtype = torch.promote_types(query.dtype, torch.float32), query.dtype
+    if settings.qk_norm:
+        query = unit(query.to(compute), settings.eps).to(dtype)
+        key = unit(key.to(compute), settings.eps).to(dtype)
+    back = 1 if settings.pattern == "sliding" else 0  # earlier chunks that a local window can reach
+    extra = -length % size
+    query, key, value = (functional.pad(x.to(compute), (0, 0, 0, extra)) for x in (query, key, value))
+    chunks = (length + extra) // size
+
+    def split(x: Tensor) -> Tensor:  # [B, H', N, X] -> [B, Hkv, H' / Hkv, chunks, size, X]
+        return x.reshape(batch, shared, -1, chunks, size, x.shape[-1])
+
+    def per_head(x: Tensor) -> Tensor:  # [H] -> [Hkv, R, 1, 1, 1]
+        return x.to(compute).reshape(shared, -1, 1, 1, 1)
+
+    q, k, v = split(query), split(key), split(value)
+    k_near, v_near = with_previous(k, back), with_previous(v, back)
+    visible, near = _chunk_masks(settings, chunks, back, query.device)
+    zero = torch.zeros((), dtype=compute, device=query.device)
+    weights, remote, total = zero, zero, zero
+    if settings.has_state:
+        phi = feature_maps.get(settings.feature_map).apply
+        q_features, k_features = split(phi(query, query_map.to(compute))), split(phi(key, key_map.to(compute)))
+        if back or settings.pattern == "none":
+            far = q_features @ with_previous(k_features, back).transpose(-1, -2) * per_head(alpha)
+            weights = torch.where(visible & ~near, far, zero)
+        remote = q_features @ _earlier_chunks(k_features.transpose(-1, -2) @ v, back) * per_head(alpha)
+        if settings.has_norm:
+            norm = _earlier_chunks(k_features.sum(-2), back).unsqueeze(-1)
+            total = q_features @ norm * per_head(alpha)
+    if settings.local != "none":
+        mask = visible & near
+        scores = q @ k_near.transpose(-1, -2) * scale
+        weights = torch.where(mask, local_kernel(scores, mask, settings) * per_head(local_scale), weights)
+    output = weights @ v_near + remote
+    if settings.normalizer == "denominator":
+        output = output / (weights.sum(-1, keepdim=True) + total + settings.eps)
+    if settings.conv_taps:
+        reach = -(-(settings.conv_taps - 1) // size)
+        output = output + _toeplitz(conv.to(compute), size, reach).unflatten(0, (shared, -1)).unsqueeze(2) @ with_previous(v, reach)
+    return output.reshape(batch, heads, chunks * size, -1)[:, :, :length].to(dtype)
+
+
+def with_previous(x: Tensor, count: int) -> Tensor:
+    """Prepend to each chunk the `count` chunks before it (zeros before the text): ``[..., chunks, size, X] -> [..., (count + 1) size, X]``."""
+    if not count:
+        return x
+    padded = functional.pad(x, (0, 0, 0, 0, count, 0))
+    chunks = x.shape[-3]
+    return torch.cat([padded.narrow(-3, i, chunks) for i in range(count + 1)], -2)
+
+
+def _earlier_chunks(x: Tensor, back: int) -> Tensor:
+    """Sum over the chunks before each chunk's local reach, as a shifted scan: chunk axis is 3."""
+    shifted = torch.roll(x, 1 + back, 3).clone()
+    shifted[:, :, :, : 1 + back] = 0
+    return shifted.cumsum(3)
+
+
+def _chunk_masks(
+    settings: AttentionSettings, chunks: int, back: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """(visible, local) for a chunk's queries and its own and `back` earlier chunks' keys, ``[chunks, size, (back + 1) size]``."""
+    size = settings.window
+    row = torch.arange(size, device=device)[:, None] + back * size
+    column = torch.arange((back + 1) * size, device=device)
+    exists = column + (torch.arange(chunks, device=device)[:, None, None] - back) * size >= 0
+    visible = (column <= row) & exists
+    if settings.pattern == "sliding":
+        return visible, row - column < size
+    return visible, torch.full_like(visible[:1], settings.pattern == "grouped")
+
+
+def _toeplitz(conv: Tensor, size: int, reach: int) -> Tensor:
+    """Convolution as a matrix over a chunk and the `reach` chunks before it, ``[H, size, (reach + 1) size]``."""
+    taps = conv.shape[1]
+    row = torch.arange(size, device=conv.device)[:, None] + reach * size
+    lag = row - torch.arange((reach + 1) * size, device=conv.device)
+    table = functional.pad(conv, (0, 1))
+    return table[:, torch.where((lag >= 0) & (lag < taps), lag, taps)]

@@ -1,0 +1,201 @@
+"""The step form: commit the accepted rows of the previous call, then attend from every node of a tree. One vectorised torch function.
+
+It serves prefill (a chain, all of it accepted next time), decoding (one node), and chain or tree verification. It is the
+eager operator, and the ONNX function body is a trace of it.
+"""
+
+import torch
+from torch import Tensor
+
+from lineahead.plugins.augmented_attention import feature_maps
+from lineahead.plugins.augmented_attention.masks import is_local, ring_positions, tree_depth
+from lineahead.plugins.augmented_attention.schema import AttentionSettings, folded
+
+Committed = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def unit(x: Tensor, eps: float) -> Tensor:
+    """L2-normalise the last axis."""
+    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + eps)
+
+
+def pick(x: Tensor, row: Tensor) -> Tensor:
+    """Rows of ``x [B, H, N, D]`` by index ``[B, M]``: ``[B, H, M, D]``."""
+    return x.gather(2, row[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
+
+
+def commit(
+    length: Tensor,
+    accept_index: Tensor,
+    accept_count: Tensor,
+    state: Tensor,
+    norm: Tensor,
+    window_key: Tensor,
+    window_value: Tensor,
+    pending_key: Tensor,
+    pending_value: Tensor,
+    key_map: Tensor,
+    *,
+    settings: AttentionSettings,
+) -> Committed:
+    """Append the accepted pending rows to the ring and fold what has left it into S; all shapes as in :func:`step`.
+
+    Returns:
+        state, norm, window_key, window_value after the commit. The inputs are not modified.
+    """
+    rows, total = settings.ring_rows, length + accept_count
+    keys = torch.cat([window_key, pick(pending_key, accept_index)], 2)
+    values = torch.cat([window_value, pick(pending_value, accept_index)], 2)
+    path = torch.arange(accept_index.shape[1], device=length.device)
+    if settings.has_state:
+        held = ring_positions(length, rows)
+        first, last = folded(settings, length)[:, None], folded(settings, total)[:, None]
+        arriving = length[:, None] + path
+        fold = torch.cat(
+            [
+                (held >= first) & (held < last),
+                (arriving < last) & (path < accept_count[:, None]),
+            ],
+            1,
+        )[:, None, :, None]
+        zero = torch.zeros((), dtype=state.dtype, device=state.device)
+        features = feature_maps.get(settings.feature_map).apply(keys.to(state.dtype), key_map.to(state.dtype))
+        features = torch.where(fold, features, zero)
+        state = state + features.transpose(2, 3) @ torch.where(fold, values.to(state.dtype), zero)
+        if settings.has_norm:
+            norm = norm + features.sum(2)
+    place = ring_positions(total, rows)
+    source = torch.where(
+        place >= length[:, None], place - length[:, None] + rows, torch.arange(rows, device=length.device)
+    )
+    return state, norm, pick(keys, source), pick(values, source)
+
+
+def step(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    ancestors: Tensor,
+    length: Tensor,
+    accept_index: Tensor,
+    accept_count: Tensor,
+    state: Tensor,
+    norm: Tensor,
+    window_key: Tensor,
+    window_value: Tensor,
+    pending_key: Tensor,
+    pending_value: Tensor,
+    alpha: Tensor,
+    local_scale: Tensor,
+    conv: Tensor,
+    query_map: Tensor,
+    key_map: Tensor,
+    *,
+    settings: AttentionSettings,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Commit, then attend from T tree nodes. Writes nothing in place: a node that is not accepted later never existed.
+
+    Ports that the settings leave unused (``norm`` without a denominator, ``state`` without a feature map, maps without
+    weights, ``conv`` without taps) take any one-element tensor and pass through.
+
+    Args:
+        query: ``[B, H, T, D]`` float, after RoPE at position ``length + accept_count + depth``.
+        key: ``[B, Hkv, T, D]``.
+        value: ``[B, Hkv, T, Dv]``.
+        ancestors: ``[B, T, T]`` bool; row i marks node i and its ancestors. A lower triangle is a chain.
+        length: ``[B]`` int64, tokens committed before this call.
+        accept_index: ``[B, A]`` int64, rows of the pending tensors in path order; padding is any valid row.
+        accept_count: ``[B]`` int64, how many of them count.
+        state: ``[B, Hkv, F, Dv]`` float32, the sum of phi(k) v^T over what has left the ring.
+        norm: ``[B, Hkv, F]`` float32, the sum of phi(k).
+        window_key: ``[B, Hkv, C, D]`` ring; position p is in row p % C.
+        window_value: ``[B, Hkv, C, Dv]``.
+        pending_key: ``[B, Hkv, P, D]``, the previous call's keys as returned by it.
+        pending_value: ``[B, Hkv, P, Dv]``, the previous call's values.
+        alpha: ``[H]``.
+        local_scale: ``[H]``.
+        conv: ``[H, taps]``, ``conv[:, t]`` weighs the value t tokens back.
+        query_map: ``[H, D, M]``.
+        key_map: ``[Hkv, D, M]``.
+        settings: the operator's settings.
+        scale: multiplier of ``q . k`` in the local kernel.
+
+    Returns:
+        output ``[B, H, T, Dv]`` in query's dtype; state, norm, window_key, window_value after the commit; and
+        pending_key ``[B, Hkv, T, D]``, to hand back (with `value`) in the next call.
+
+    Source: You et al., 2024, arXiv:2406.07368, section 4, made exact across group boundaries: a visible key of an earlier
+    group is attended through the feature map before it is in S.
+    """
+    batch, heads, nodes, dim = query.shape
+    shared, rows, compute = key.shape[1], settings.ring_rows, torch.promote_types(query.dtype, torch.float32)
+    if settings.qk_norm:
+        query = unit(query.to(compute), settings.eps).to(query.dtype)
+        key = unit(key.to(compute), settings.eps).to(key.dtype)
+    state, norm, window_key, window_value = commit(
+        length, accept_index, accept_count, state, norm, window_key, window_value, pending_key, pending_value,
+        key_map, settings=settings,
+    )  # fmt: skip
+    length = length + accept_count
+
+    position = length[:, None] + tree_depth(ancestors)  # [B, T]
+    held = ring_positions(length, rows)
+    key_position = torch.cat([held, position], 1)  # [B, C + T]
+    first = torch.clamp(folded(settings, length), min=0)[:, None]
+    visible = torch.cat([(held >= first)[:, None].expand(-1, nodes, -1), ancestors], 2)
+    near = is_local(settings, position[:, :, None], key_position[:, None, :])
+
+    def by_group(x: Tensor) -> Tensor:  # [B, H, T, X] -> [B, Hkv, H / Hkv * T, X]
+        return x.reshape(batch, shared, heads // shared * nodes, x.shape[-1])
+
+    def by_head(x: Tensor) -> Tensor:
+        return x.reshape(batch, heads, nodes, x.shape[-1])
+
+    def per_head(x: Tensor) -> Tensor:  # [H] -> [H, 1, 1]
+        return x.to(compute)[:, None, None]
+
+    zero = torch.zeros((), dtype=compute, device=query.device)
+    keys = torch.cat([window_key, key], 2).to(compute)
+    values = torch.cat([window_value, value], 2).to(compute)
+    queries = query.to(compute)
+    weights, remote = zero, zero
+    if settings.has_state:
+        phi = feature_maps.get(settings.feature_map).apply
+        query_features = by_group(phi(queries, query_map.to(compute)))
+        far = by_head(query_features @ phi(keys, key_map.to(compute)).transpose(2, 3)) * per_head(alpha)
+        weights = torch.where((visible & ~near)[:, None], far, zero)
+        remote = by_head(query_features @ state) * per_head(alpha)
+    if settings.local != "none":
+        mask = (visible & near)[:, None]
+        scores = by_head(by_group(queries) @ keys.transpose(2, 3)) * scale
+        weights = torch.where(mask, local_kernel(scores, mask, settings) * per_head(local_scale), weights)
+    if settings.normalizer == "denominator":
+        total = weights.sum(-1, keepdim=True) + settings.eps
+        if settings.has_state:
+            total = total + by_head(query_features @ norm.unsqueeze(-1)) * per_head(alpha)
+        weights, remote = weights / total, remote / total
+    if settings.conv_taps:
+        weights = weights + _filters(position, key_position, ancestors, conv.to(compute))
+    output = by_head(by_group(weights) @ values) + remote
+    return output.to(query.dtype), state, norm, window_key, window_value, key
+
+
+def local_kernel(scores: Tensor, mask: Tensor, settings: AttentionSettings) -> Tensor:
+    """f of the scores; only entries under `mask` are meaningful, and a row's maximum is taken over them alone."""
+    if settings.local == "softmax":
+        lowest = torch.finfo(scores.dtype).min
+        peak = torch.where(mask, scores, lowest).amax(-1, keepdim=True).detach()
+        return torch.where(mask, scores - peak, lowest).exp()
+    return scores.relu().square()
+
+
+def _filters(position: Tensor, key_position: Tensor, ancestors: Tensor, conv: Tensor) -> Tensor:
+    """Convolution weights of every (node, row) pair, ``[B, H, T, C + T]``: the tap of their distance along the path."""
+    nodes, taps = position.shape[1], conv.shape[1]
+    lag = position[:, :, None] - key_position[:, None, :]
+    held = key_position.shape[1] - nodes
+    on_path = torch.cat([(key_position[:, None, :held] >= 0).expand(-1, nodes, -1), ancestors], 2)
+    lag = torch.where(on_path, lag, taps).clamp(max=taps)  # lag `taps` weighs nothing
+    table = torch.cat([conv.t(), torch.zeros_like(conv[:, :1]).t()])
+    return torch.nn.functional.embedding(lag, table).permute(0, 3, 1, 2)
