@@ -40,5 +40,7 @@ def input_names(settings: list[AttentionSettings]) -> list[str]:
 
 def output_names(settings: list[AttentionSettings]) -> list[str]:
     """All graph outputs in order, for one `AttentionSettings` per layer."""
-    layers = [name for i, one in enumerate(settings) for name in layer_ports(one, i, "present", "pending_out")]
+    layers = [
+        name for i, one in enumerate(settings) for name in layer_ports(one, i, "present", "pending_out")
+    ]
     return [LOGITS, HIDDEN_STATES, LENGTH_OUT, *layers]

@@ -13,13 +13,32 @@ def ring_positions(length: Tensor, rows: int) -> Tensor:
     return last - torch.remainder(behind, rows)
 
 
+def held_positions(settings: AttentionSettings, length: Tensor) -> Tensor:
+    """Position held by each row of the window tensors, ring then sinks; negative where empty: ``[B, window_rows]``."""
+    ring = ring_positions(length, settings.ring_rows)
+    if not settings.sinks:
+        return ring
+    sink = torch.arange(settings.sinks, device=length.device).expand(length.shape[0], -1)
+    return torch.cat([ring, torch.where(sink < length[:, None], sink, -1)], 1)
+
+
+def attended_rows(settings: AttentionSettings, length: Tensor, first: Tensor, held: Tensor) -> Tensor:
+    """Window rows that attention reads, ``[B, window_rows]``: ring rows from position `first` on that are no sinks, and sinks."""
+    if not settings.sinks:
+        return held >= first
+    in_ring = torch.arange(settings.window_rows, device=length.device) < settings.ring_rows
+    return torch.where(in_ring, held >= first.clamp(min=settings.sinks), held >= 0)
+
+
 def is_local(settings: AttentionSettings, query_position: Tensor, key_position: Tensor) -> Tensor:
-    """Whether key position is in the group or window of query position; the arguments broadcast."""
+    """Whether key position is a sink or in the group or window of query position; the arguments broadcast."""
     if settings.pattern == "grouped":
-        return (query_position // settings.window) == (key_position.clamp(min=0) // settings.window)
-    if settings.pattern == "sliding":
-        return query_position - key_position < settings.window
-    return torch.zeros_like(query_position - key_position, dtype=torch.bool)
+        near = (query_position // settings.window) == (key_position.clamp(min=0) // settings.window)
+    elif settings.pattern == "sliding":
+        near = query_position - key_position < settings.window
+    else:
+        near = torch.zeros_like(query_position - key_position, dtype=torch.bool)
+    return near | (key_position < settings.sinks) if settings.sinks else near
 
 
 def tree_depth(ancestors: Tensor) -> Tensor:

@@ -57,9 +57,7 @@ class AugmentedAttention(nn.Module):
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """The training form over whole texts; shapes as in :func:`parallel.parallel`."""
-        return parallel(
-            query, key, value, *self.operands(), settings=self.settings, scale=self.scale(scale)
-        )
+        return parallel(query, key, value, *self.operands(), settings=self.settings, scale=self.scale(scale))
 
     def scale(self, attention_scale: float) -> float:
         """The multiplier of ``q . k``: the layer's own, or 1 when queries and keys are normalised."""

@@ -59,16 +59,24 @@ def parallel(
         return x.to(compute).reshape(shared, -1, 1, 1, 1)
 
     q, k, v = split(query), split(key), split(value)
-    k_near, v_near = with_previous(k, back), with_previous(v, back)
+    k_near, v_near = _local_rows(settings, k, back), _local_rows(settings, v, back)
     visible, near = _chunk_masks(settings, chunks, back, query.device)
     zero = torch.zeros((), dtype=compute, device=query.device)
     weights, remote, total = zero, zero, zero
     if settings.has_state:
         phi = feature_maps.get(settings.feature_map).apply
-        q_features, k_features = split(phi(query, query_map.to(compute))), split(phi(key, key_map.to(compute)))
+        q_features, k_features = (
+            split(phi(query, query_map.to(compute))),
+            split(phi(key, key_map.to(compute))),
+        )
         if back or settings.pattern == "none":
-            far = q_features @ with_previous(k_features, back).transpose(-1, -2) * per_head(alpha)
+            far = q_features @ _local_rows(settings, k_features, back).transpose(-1, -2) * per_head(alpha)
             weights = torch.where(visible & ~near, far, zero)
+        if settings.sinks:
+            kept = (torch.arange(chunks * size, device=query.device) >= settings.sinks).reshape(
+                chunks, size, 1
+            )
+            k_features = torch.where(kept, k_features, zero)
         remote = q_features @ _earlier_chunks(k_features.transpose(-1, -2) @ v, back) * per_head(alpha)
         if settings.has_norm:
             norm = _earlier_chunks(k_features.sum(-2), back).unsqueeze(-1)
@@ -82,7 +90,9 @@ def parallel(
         output = output / (weights.sum(-1, keepdim=True) + total + settings.eps)
     if settings.conv_taps:
         reach = -(-(settings.conv_taps - 1) // size)
-        output = output + _toeplitz(conv.to(compute), size, reach).unflatten(0, (shared, -1)).unsqueeze(2) @ with_previous(v, reach)
+        output = output + _toeplitz(conv.to(compute), size, reach).unflatten(0, (shared, -1)).unsqueeze(
+            2
+        ) @ with_previous(v, reach)
     return output.reshape(batch, heads, chunks * size, -1)[:, :, :length].to(dtype)
 
 
@@ -95,6 +105,15 @@ def with_previous(x: Tensor, count: int) -> Tensor:
     return torch.cat([padded.narrow(-3, i, chunks) for i in range(count + 1)], -2)
 
 
+def _local_rows(settings: AttentionSettings, x: Tensor, back: int) -> Tensor:
+    """Rows that a chunk's queries meet one by one: `back` earlier chunks, the chunk itself, the sinks."""
+    rows = with_previous(x, back)
+    if not settings.sinks:
+        return rows
+    sinks = x.flatten(-3, -2)[..., : settings.sinks, :].unsqueeze(-3)
+    return torch.cat([rows, sinks.expand(*x.shape[:-2], -1, -1)], -2)
+
+
 def _earlier_chunks(x: Tensor, back: int) -> Tensor:
     """Sum over the chunks before each chunk's local reach, as a shifted scan: chunk axis is 3."""
     shifted = torch.roll(x, 1 + back, 3).clone()
@@ -105,15 +124,21 @@ def _earlier_chunks(x: Tensor, back: int) -> Tensor:
 def _chunk_masks(
     settings: AttentionSettings, chunks: int, back: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """(visible, local) for a chunk's queries and its own and `back` earlier chunks' keys, ``[chunks, size, (back + 1) size]``."""
-    size = settings.window
-    row = torch.arange(size, device=device)[:, None] + back * size
-    column = torch.arange((back + 1) * size, device=device)
-    exists = column + (torch.arange(chunks, device=device)[:, None, None] - back) * size >= 0
-    visible = (column <= row) & exists
+    """(visible, local) for a chunk's queries and the keys of :func:`_local_rows`, ``[chunks, size, (back + 1) size + sinks]``."""
+    size, sinks = settings.window, settings.sinks
+    start = torch.arange(chunks, device=device)[:, None, None] * size
+    row = start + torch.arange(size, device=device)[:, None]
+    column = start + torch.arange(-back * size, size, device=device)
+    visible = (column <= row) & (column >= sinks)
     if settings.pattern == "sliding":
-        return visible, row - column < size
-    return visible, torch.full_like(visible[:1], settings.pattern == "grouped")
+        near = row - column < size
+    else:
+        near = torch.full_like(visible, settings.pattern == "grouped")
+    if sinks:
+        sink = torch.arange(min(sinks, chunks * size), device=device).expand(chunks, 1, -1)
+        visible = torch.cat([visible, sink <= row], -1)
+        near = torch.cat([near, torch.ones_like(sink <= row)], -1)
+    return visible, near
 
 
 def _toeplitz(conv: Tensor, size: int, reach: int) -> Tensor:

@@ -111,6 +111,8 @@ def _head(
 
 
 def _is_local(settings: AttentionSettings, i: int, j: int) -> bool:
+    if j < settings.sinks:
+        return True
     if settings.pattern == "grouped":
         return i // settings.window == j // settings.window
     return settings.pattern == "sliding" and i - j < settings.window

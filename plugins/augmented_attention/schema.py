@@ -8,6 +8,9 @@ arXiv:2410.10254, eq. 6), for query row i at position p_i and head h::
     num_i    = sum_j (local_ij + far_ij) v_j + alpha_h * phi_q(q_i) S
     out_i    = normalize(num_i) + sum_t conv[h, t] v_{p_i - t}
 
+Keys at the first `sinks` positions of a text are local to every query and never enter S: pretrained softmax attention parks
+its unused mass there (Xiao et al., 2023, arXiv:2309.17453).
+
 Every other module of this folder is one *form* of it and takes these ports by these names in this order.
 """
 
@@ -47,6 +50,7 @@ class AttentionSettings:
         qk_norm: L2-normalise queries and keys (after RoPE), and use a scale of 1.
         conv_taps: taps of the causal depthwise convolution over the values, one filter per head; 0 for none.
         eps: added inside square roots and to denominators.
+        sinks: first positions of a text that stay local for ever; they have rows of their own after the ring.
     """
 
     local: Local = "relu2"
@@ -58,6 +62,7 @@ class AttentionSettings:
     qk_norm: bool = True
     conv_taps: int = 32
     eps: float = 1e-6
+    sinks: int = 0
 
     def __post_init__(self) -> None:
         """Refuse impossible combinations.
@@ -70,10 +75,15 @@ class AttentionSettings:
                 f"local={self.local!r} with pattern={self.pattern!r}: both are 'none' or neither is",
                 hint="Choose a local kernel for the pattern, or set both to 'none'.",
             )
-        if self.window < 1 or self.conv_taps < 0 or self.feature_dim < 0:
+        if self.window < 1 or min(self.conv_taps, self.feature_dim, self.sinks) < 0:
             raise SettingsError(
-                f"window={self.window}, conv_taps={self.conv_taps}, feature_dim={self.feature_dim} out of range",
-                hint="window is at least 1, the other two at least 0.",
+                f"window={self.window}, conv_taps={self.conv_taps}, feature_dim={self.feature_dim}, "
+                f"sinks={self.sinks} out of range",
+                hint="window is at least 1, the others at least 0.",
+            )
+        if self.sinks and self.local == "none":
+            raise SettingsError(
+                f"sinks={self.sinks} with local='none'", hint="Sinks are local keys: set local, or sinks: 0."
             )
         if self.local == "none" and self.feature_map == "none":
             raise SettingsError(
@@ -99,6 +109,11 @@ class AttentionSettings:
         """Rows of the ring of recent keys and values; position p lives in row ``p % ring_rows``."""
         local = 0 if self.pattern == "none" else self.window
         return max(local, self.conv_taps - 1, 1)
+
+    @property
+    def window_rows(self) -> int:
+        """Rows of window_key and window_value: the ring, then the sinks (row ``ring_rows + p`` holds position p)."""
+        return self.ring_rows + self.sinks
 
     @property
     def state_ports(self) -> tuple[str, ...]:
@@ -139,7 +154,12 @@ class LayerShape:
 PRESETS: dict[str, AttentionSettings] = {
     "augmented": AttentionSettings(),
     "softmax-hedgehog": AttentionSettings(
-        local="softmax", pattern="sliding", feature_map="hedgehog", normalizer="denominator", qk_norm=False
+        local="softmax",
+        pattern="sliding",
+        feature_map="hedgehog",
+        normalizer="denominator",
+        qk_norm=False,
+        sinks=4,
     ),
 }
 
@@ -156,7 +176,7 @@ def preset(name: str, **changes: Any) -> AttentionSettings:
 
 
 def folded(settings: AttentionSettings, length: Any) -> Any:
-    """First position that is not yet in S after `length` committed tokens; works on ints and integer arrays."""
+    """First position that is not yet in S after `length` committed tokens; works on ints and integer arrays. Sinks never are."""
     if settings.pattern == "grouped":
         return length // settings.window * settings.window
     if settings.pattern == "sliding":
@@ -176,7 +196,7 @@ def state_shapes(
         features: width F of the feature map (``feature_maps.width``).
         batch: number of sequences.
     """
-    rows, heads = settings.ring_rows, shape.kv_heads
+    rows, heads = settings.window_rows, shape.kv_heads
     shapes = {
         "state": (batch, heads, features, shape.value_dim),
         "norm": (batch, heads, features),

@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 
 from lineahead.plugins.augmented_attention import feature_maps
-from lineahead.plugins.augmented_attention.masks import is_local, ring_positions, tree_depth
+from lineahead.plugins.augmented_attention.masks import (
+    attended_rows,
+    held_positions,
+    is_local,
+    ring_positions,
+    tree_depth,
+)
 from lineahead.plugins.augmented_attention.schema import AttentionSettings, folded
 
 Committed = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -43,31 +49,25 @@ def commit(
     Returns:
         state, norm, window_key, window_value after the commit. The inputs are not modified.
     """
-    rows, total = settings.ring_rows, length + accept_count
+    rows, total = settings.window_rows, length + accept_count
     keys = torch.cat([window_key, pick(pending_key, accept_index)], 2)
     values = torch.cat([window_value, pick(pending_value, accept_index)], 2)
     path = torch.arange(accept_index.shape[1], device=length.device)
     if settings.has_state:
-        held = ring_positions(length, rows)
+        held = ring_positions(length, settings.ring_rows)
+        sink = torch.full_like(held[:, :1], -1).expand(-1, settings.sinks)  # sink rows never fold
         first, last = folded(settings, length)[:, None], folded(settings, total)[:, None]
-        arriving = length[:, None] + path
-        fold = torch.cat(
-            [
-                (held >= first) & (held < last),
-                (arriving < last) & (path < accept_count[:, None]),
-            ],
-            1,
-        )[:, None, :, None]
+        position = torch.cat([held, sink, length[:, None] + path], 1)
+        due = torch.cat([(held >= first), sink >= 0, path < accept_count[:, None]], 1)
+        fold = (due & (position < last) & (position >= settings.sinks))[:, None, :, None]
         zero = torch.zeros((), dtype=state.dtype, device=state.device)
         features = feature_maps.get(settings.feature_map).apply(keys.to(state.dtype), key_map.to(state.dtype))
         features = torch.where(fold, features, zero)
         state = state + features.transpose(2, 3) @ torch.where(fold, values.to(state.dtype), zero)
         if settings.has_norm:
             norm = norm + features.sum(2)
-    place = ring_positions(total, rows)
-    source = torch.where(
-        place >= length[:, None], place - length[:, None] + rows, torch.arange(rows, device=length.device)
-    )
+    arrived = held_positions(settings, total) - length[:, None]
+    source = torch.where(arrived >= 0, arrived + rows, torch.arange(rows, device=length.device))
     return state, norm, pick(keys, source), pick(values, source)
 
 
@@ -109,7 +109,7 @@ def step(
         accept_count: ``[B]`` int64, how many of them count.
         state: ``[B, Hkv, F, Dv]`` float32, the sum of phi(k) v^T over what has left the ring.
         norm: ``[B, Hkv, F]`` float32, the sum of phi(k).
-        window_key: ``[B, Hkv, C, D]`` ring; position p is in row p % C.
+        window_key: ``[B, Hkv, C, D]``; position p is in row p % ring_rows, and again in row ring_rows + p if it is a sink.
         window_value: ``[B, Hkv, C, Dv]``.
         pending_key: ``[B, Hkv, P, D]``, the previous call's keys as returned by it.
         pending_value: ``[B, Hkv, P, Dv]``, the previous call's values.
@@ -129,7 +129,7 @@ def step(
     group is attended through the feature map before it is in S.
     """
     batch, heads, nodes, dim = query.shape
-    shared, rows, compute = key.shape[1], settings.ring_rows, torch.promote_types(query.dtype, torch.float32)
+    shared, compute = key.shape[1], torch.promote_types(query.dtype, torch.float32)
     if settings.qk_norm:
         query = unit(query.to(compute), settings.eps).to(query.dtype)
         key = unit(key.to(compute), settings.eps).to(key.dtype)
@@ -140,10 +140,10 @@ def step(
     length = length + accept_count
 
     position = length[:, None] + tree_depth(ancestors)  # [B, T]
-    held = ring_positions(length, rows)
+    held = held_positions(settings, length)
     key_position = torch.cat([held, position], 1)  # [B, C + T]
-    first = torch.clamp(folded(settings, length), min=0)[:, None]
-    visible = torch.cat([(held >= first)[:, None].expand(-1, nodes, -1), ancestors], 2)
+    attended = attended_rows(settings, length, folded(settings, length)[:, None], held)
+    visible = torch.cat([attended[:, None].expand(-1, nodes, -1), ancestors], 2)
     near = is_local(settings, position[:, :, None], key_position[:, None, :])
 
     def by_group(x: Tensor) -> Tensor:  # [B, H, T, X] -> [B, Hkv, H / Hkv * T, X]
@@ -176,7 +176,7 @@ def step(
             total = total + by_head(query_features @ norm.unsqueeze(-1)) * per_head(alpha)
         weights, remote = weights / total, remote / total
     if settings.conv_taps:
-        weights = weights + _filters(position, key_position, ancestors, conv.to(compute))
+        weights = weights + _filters(settings, position, key_position, ancestors, conv.to(compute))
     output = by_head(by_group(weights) @ values) + remote
     return output.to(query.dtype), state, norm, window_key, window_value, key
 
@@ -190,12 +190,16 @@ def local_kernel(scores: Tensor, mask: Tensor, settings: AttentionSettings) -> T
     return scores.relu().square()
 
 
-def _filters(position: Tensor, key_position: Tensor, ancestors: Tensor, conv: Tensor) -> Tensor:
+def _filters(
+    settings: AttentionSettings, position: Tensor, key_position: Tensor, ancestors: Tensor, conv: Tensor
+) -> Tensor:
     """Convolution weights of every (node, row) pair, ``[B, H, T, C + T]``: the tap of their distance along the path."""
-    nodes, taps = position.shape[1], conv.shape[1]
+    nodes, taps, rows = position.shape[1], conv.shape[1], settings.window_rows
     lag = position[:, :, None] - key_position[:, None, :]
-    held = key_position.shape[1] - nodes
-    on_path = torch.cat([(key_position[:, None, :held] >= 0).expand(-1, nodes, -1), ancestors], 2)
+    held = key_position[:, :rows] >= 0
+    if settings.sinks:
+        held = held & (torch.arange(rows, device=position.device) < settings.ring_rows)
+    on_path = torch.cat([held[:, None].expand(-1, nodes, -1), ancestors], 2)
     lag = torch.where(on_path, lag, taps).clamp(max=taps)  # lag `taps` weighs nothing
     table = torch.cat([conv.t(), torch.zeros_like(conv[:, :1]).t()])
     return torch.nn.functional.embedding(lag, table).permute(0, 3, 1, 2)

@@ -15,5 +15,7 @@ def get(name: str) -> FeatureMap:
         SettingsError: when there is none.
     """
     if name not in FEATURE_MAPS:
-        raise SettingsError(f"unknown feature map {name!r}", hint=f"Choose one of: {', '.join(FEATURE_MAPS)}.")
+        raise SettingsError(
+            f"unknown feature map {name!r}", hint=f"Choose one of: {', '.join(FEATURE_MAPS)}."
+        )
     return FEATURE_MAPS[name]

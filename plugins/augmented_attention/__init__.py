@@ -1,0 +1,1 @@
+"""The augmented-attention operator in all its forms."""
