@@ -1,0 +1,1 @@
+"""From a checkpoint to a linearized, fine-tuned, exported one."""

@@ -1,0 +1,1 @@
+"""What to do (recipes) and what was done (manifests), as typed data."""

@@ -1,0 +1,1 @@
+"""Decoding: sessions, backends, drafters, speculation."""

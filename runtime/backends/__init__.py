@@ -1,0 +1,1 @@
+"""Sessions on eager torch, ONNX Runtime and TensorRT."""
