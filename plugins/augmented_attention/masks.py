@@ -7,14 +7,14 @@ from lineahead.plugins.augmented_attention.schema import AttentionSettings
 
 
 def ring_positions(length: Tensor, rows: int) -> Tensor:
-    """Position held by each ring row after `length` ``[B]`` tokens; negative where the row is empty: ``[B, rows]``."""
+    """Position held by each ring row after `length` ``[B]`` tokens, negative where empty: ``[B, rows]``."""
     last = length[:, None] - 1
     behind = last - torch.arange(rows, device=length.device)
     return last - torch.remainder(behind, rows)
 
 
 def held_positions(settings: AttentionSettings, length: Tensor) -> Tensor:
-    """Position held by each row of the window tensors, ring then sinks; negative where empty: ``[B, window_rows]``."""
+    """Position held by each window row, ring then sinks, negative where empty: ``[B, window_rows]``."""
     ring = ring_positions(length, settings.ring_rows)
     if not settings.sinks:
         return ring
@@ -23,7 +23,7 @@ def held_positions(settings: AttentionSettings, length: Tensor) -> Tensor:
 
 
 def attended_rows(settings: AttentionSettings, length: Tensor, first: Tensor, held: Tensor) -> Tensor:
-    """Window rows that attention reads, ``[B, window_rows]``: ring rows from position `first` on that are no sinks, and sinks."""
+    """Window rows that attention reads, ``[B, window_rows]``: sinks, and other ring rows from `first` on."""
     if not settings.sinks:
         return held >= first
     in_ring = torch.arange(settings.window_rows, device=length.device) < settings.ring_rows
@@ -42,5 +42,5 @@ def is_local(settings: AttentionSettings, query_position: Tensor, key_position: 
 
 
 def tree_depth(ancestors: Tensor) -> Tensor:
-    """Depth of each node under its root, ``[B, T]``, from ``ancestors [B, T, T]`` (row i marks i and its ancestors)."""
+    """Depth ``[B, T]`` of each node under its root, from ``ancestors [B, T, T]``."""
     return ancestors.sum(-1) - 1

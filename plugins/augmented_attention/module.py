@@ -11,10 +11,11 @@ Operands = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 class AugmentedAttention(nn.Module):
-    """Parameters of augmented attention: what conversion adds to a layer, and all that attention transfer trains.
+    """Parameters of augmented attention: what conversion adds to a layer and attention transfer trains.
 
     Attributes:
-        alpha: ``[H]``; weight of the global term, zero at first (You et al., 2024, figure 6b). Under a denominator it is
+        alpha: ``[H]``; weight of the global term, zero at first (You et al., 2024, figure 6b). Under a
+            denominator it is
             the logarithm of the weight, so that the denominator stays positive.
         local_scale: ``[H]``, one at first; absent under a denominator, where only the ratio to alpha matters.
         conv: ``[H, taps]``, zero at first; absent without taps.
@@ -38,7 +39,7 @@ class AugmentedAttention(nn.Module):
             self.key_map = nn.Parameter(initial(shape.kv_heads, shape.head_dim, columns))
 
     def operands(self) -> Operands:
-        """alpha, local_scale, conv, query_map, key_map as the operator takes them; a one-element tensor where absent."""
+        """The PARAMETERS ports as the operator takes them; a one-element tensor where absent."""
         anchor = next(self.parameters())
         one = anchor.new_ones(1)
         heads = anchor.new_ones(self.shape.heads)

@@ -1,4 +1,4 @@
-"""The training form: whole texts, in parallel over groups, differentiable. The same function as the step form on a chain."""
+"""The training form: whole texts, parallel over groups, differentiable; equals the step form on a chain."""
 
 import torch
 from torch import Tensor
@@ -39,7 +39,8 @@ def parallel(
     Returns:
         ``[B, H, N, Dv]`` in query's dtype.
 
-    Source: You et al., 2024, arXiv:2406.07368, section 4 (groups); the state of group g is the exclusive sum over groups.
+    Source: You et al., 2024, arXiv:2406.07368, section 4 (groups); the state of group g is the exclusive sum
+        over groups.
     """
     batch, heads, length, _ = query.shape
     shared, size = key.shape[1], settings.window
@@ -90,14 +91,13 @@ def parallel(
         output = output / (weights.sum(-1, keepdim=True) + total + settings.eps)
     if settings.conv_taps:
         reach = -(-(settings.conv_taps - 1) // size)
-        output = output + _toeplitz(conv.to(compute), size, reach).unflatten(0, (shared, -1)).unsqueeze(
-            2
-        ) @ with_previous(v, reach)
+        filters = _toeplitz(conv.to(compute), size, reach).unflatten(0, (shared, -1)).unsqueeze(2)
+        output = output + filters @ with_previous(v, reach)
     return output.reshape(batch, heads, chunks * size, -1)[:, :, :length].to(dtype)
 
 
 def with_previous(x: Tensor, count: int) -> Tensor:
-    """Prepend to each chunk the `count` chunks before it (zeros before the text): ``[..., chunks, size, X] -> [..., (count + 1) size, X]``."""
+    """Prepend to each chunk the `count` before it: ``[..., chunks, size, X]``, size times (count + 1)."""
     if not count:
         return x
     padded = functional.pad(x, (0, 0, 0, 0, count, 0))
@@ -124,7 +124,7 @@ def _earlier_chunks(x: Tensor, back: int) -> Tensor:
 def _chunk_masks(
     settings: AttentionSettings, chunks: int, back: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """(visible, local) for a chunk's queries and the keys of :func:`_local_rows`, ``[chunks, size, (back + 1) size + sinks]``."""
+    """(visible, local) of a chunk's queries and its `_local_rows`, both ``[chunks, size, rows]``."""
     size, sinks = settings.window, settings.sinks
     start = torch.arange(chunks, device=device)[:, None, None] * size
     row = start + torch.arange(size, device=device)[:, None]
@@ -142,7 +142,7 @@ def _chunk_masks(
 
 
 def _toeplitz(conv: Tensor, size: int, reach: int) -> Tensor:
-    """Convolution as a matrix over a chunk and the `reach` chunks before it, ``[H, size, (reach + 1) size]``."""
+    """Convolution as a matrix over a chunk and `reach` earlier ones, ``[H, size, (reach + 1) size]``."""
     taps = conv.shape[1]
     row = torch.arange(size, device=conv.device)[:, None] + reach * size
     lag = row - torch.arange((reach + 1) * size, device=conv.device)

@@ -1,4 +1,4 @@
-"""Per-token reference: a Python loop in float64, no vectorisation, no deferred commit. Slow on purpose; the oracle of all forms."""
+"""Per-token reference: a Python loop in float64, slow on purpose; the oracle of all forms."""
 
 import torch
 from torch import Tensor

@@ -1,6 +1,7 @@
-"""What the augmented-attention operator is: its settings, ports and state shapes. Imports nothing but the standard library.
+"""What the augmented-attention operator is: settings, ports, state shapes. Standard library only.
 
-The operator (You et al., 2024, arXiv:2406.07368, section 4; the shared-denominator form is Zhang et al., 2024,
+The operator (You et al., 2024, arXiv:2406.07368, section 4; the shared-denominator form is Zhang et al.,
+2024,
 arXiv:2410.10254, eq. 6), for query row i at position p_i and head h::
 
     local_ij = local_scale_h * f(scale * q_i . k_j)              j visible, in the same group or window
@@ -8,7 +9,8 @@ arXiv:2410.10254, eq. 6), for query row i at position p_i and head h::
     num_i    = sum_j (local_ij + far_ij) v_j + alpha_h * phi_q(q_i) S
     out_i    = normalize(num_i) + sum_t conv[h, t] v_{p_i - t}
 
-Keys at the first `sinks` positions of a text are local to every query and never enter S: pretrained softmax attention parks
+Keys at the first `sinks` positions of a text are local to every query and never enter S: pretrained softmax
+attention parks
 its unused mass there (Xiao et al., 2023, arXiv:2309.17453).
 
 Every other module of this folder is one *form* of it and takes these ports by these names in this order.
@@ -41,8 +43,10 @@ class AttentionSettings:
     """Everything about the operator that is not a tensor; saved in the checkpoint's config.
 
     Attributes:
-        local: kernel f inside the group or window; ``relu2`` is ``relu(x)**2``, ``softmax`` is ``exp(x - max)``.
-        pattern: which keys are local: ``grouped`` (block diagonal), ``sliding`` (the last `window` keys), ``none``.
+        local: kernel f inside the group or window; ``relu2`` is ``relu(x)**2``, ``softmax`` is ``exp(x -
+            max)``.
+        pattern: which keys are local: ``grouped`` (block diagonal), ``sliding`` (the last `window` keys),
+            ``none``.
         window: group size or window width, in tokens.
         feature_map: name of a map in ``feature_maps`` (phi); ``none`` drops the global term and its state.
         feature_dim: columns of a learned map's projection; 0 means the head dimension.
@@ -112,7 +116,7 @@ class AttentionSettings:
 
     @property
     def window_rows(self) -> int:
-        """Rows of window_key and window_value: the ring, then the sinks (row ``ring_rows + p`` holds position p)."""
+        """Rows of window_key and window_value: the ring, then one row a sink."""
         return self.ring_rows + self.sinks
 
     @property
@@ -176,7 +180,7 @@ def preset(name: str, **changes: Any) -> AttentionSettings:
 
 
 def folded(settings: AttentionSettings, length: Any) -> Any:
-    """First position that is not yet in S after `length` committed tokens; works on ints and integer arrays. Sinks never are."""
+    """First position not yet in S after `length` committed tokens (an int or an integer array)."""
     if settings.pattern == "grouped":
         return length // settings.window * settings.window
     if settings.pattern == "sliding":

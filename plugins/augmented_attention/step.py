@@ -1,6 +1,7 @@
-"""The step form: commit the accepted rows of the previous call, then attend from every node of a tree. One vectorised torch function.
+"""The step form: commit the accepted rows of the previous call, then attend from every node of a tree.
 
-It serves prefill (a chain, all of it accepted next time), decoding (one node), and chain or tree verification. It is the
+It serves prefill (a chain, all of it accepted next time), decoding (one node), and chain or tree
+verification. It is the
 eager operator, and the ONNX function body is a trace of it.
 """
 
@@ -44,7 +45,7 @@ def commit(
     *,
     settings: AttentionSettings,
 ) -> Committed:
-    """Append the accepted pending rows to the ring and fold what has left it into S; all shapes as in :func:`step`.
+    """Append the accepted pending rows to the ring and fold what has left it into S; shapes as in `step`.
 
     Returns:
         state, norm, window_key, window_value after the commit. The inputs are not modified.
@@ -94,9 +95,10 @@ def step(
     settings: AttentionSettings,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Commit, then attend from T tree nodes. Writes nothing in place: a node that is not accepted later never existed.
+    """Commit, then attend from T tree nodes. Nothing is written in place: an unaccepted node never existed.
 
-    Ports that the settings leave unused (``norm`` without a denominator, ``state`` without a feature map, maps without
+    Ports that the settings leave unused (``norm`` without a denominator, ``state`` without a feature map,
+    maps without
     weights, ``conv`` without taps) take any one-element tensor and pass through.
 
     Args:
@@ -109,7 +111,8 @@ def step(
         accept_count: ``[B]`` int64, how many of them count.
         state: ``[B, Hkv, F, Dv]`` float32, the sum of phi(k) v^T over what has left the ring.
         norm: ``[B, Hkv, F]`` float32, the sum of phi(k).
-        window_key: ``[B, Hkv, C, D]``; position p is in row p % ring_rows, and again in row ring_rows + p if it is a sink.
+        window_key: ``[B, Hkv, C, D]``; position p is in row p % ring_rows, and again in row ring_rows + p if
+            it is a sink.
         window_value: ``[B, Hkv, C, Dv]``.
         pending_key: ``[B, Hkv, P, D]``, the previous call's keys as returned by it.
         pending_value: ``[B, Hkv, P, Dv]``, the previous call's values.
@@ -125,10 +128,11 @@ def step(
         output ``[B, H, T, Dv]`` in query's dtype; state, norm, window_key, window_value after the commit; and
         pending_key ``[B, Hkv, T, D]``, to hand back (with `value`) in the next call.
 
-    Source: You et al., 2024, arXiv:2406.07368, section 4, made exact across group boundaries: a visible key of an earlier
+    Source: You et al., 2024, arXiv:2406.07368, section 4, made exact across group boundaries: a visible key
+        of an earlier
     group is attended through the feature map before it is in S.
     """
-    batch, heads, nodes, dim = query.shape
+    batch, heads, nodes, _ = query.shape
     shared, compute = key.shape[1], torch.promote_types(query.dtype, torch.float32)
     if settings.qk_norm:
         query = unit(query.to(compute), settings.eps).to(query.dtype)
@@ -182,7 +186,7 @@ def step(
 
 
 def local_kernel(scores: Tensor, mask: Tensor, settings: AttentionSettings) -> Tensor:
-    """f of the scores; only entries under `mask` are meaningful, and a row's maximum is taken over them alone."""
+    """Apply f to the scores; only entries under `mask` are meaningful, a row's maximum is over them alone."""
     if settings.local == "softmax":
         lowest = torch.finfo(scores.dtype).min
         peak = torch.where(mask, scores, lowest).amax(-1, keepdim=True).detach()
@@ -193,7 +197,7 @@ def local_kernel(scores: Tensor, mask: Tensor, settings: AttentionSettings) -> T
 def _filters(
     settings: AttentionSettings, position: Tensor, key_position: Tensor, ancestors: Tensor, conv: Tensor
 ) -> Tensor:
-    """Convolution weights of every (node, row) pair, ``[B, H, T, C + T]``: the tap of their distance along the path."""
+    """Convolution weight of every (node, row) pair, ``[B, H, T, C + T]``: the tap of their path distance."""
     nodes, taps, rows = position.shape[1], conv.shape[1], settings.window_rows
     lag = position[:, :, None] - key_position[:, None, :]
     held = key_position[:, :rows] >= 0

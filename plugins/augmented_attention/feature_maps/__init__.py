@@ -1,4 +1,4 @@
-"""Feature maps phi of the global term, by name. One file per map; a new map is one file and one import here."""
+"""Feature maps phi of the global term, by name. A new map is one file and one import here."""
 
 from lineahead.errors import SettingsError
 from lineahead.plugins.augmented_attention.feature_maps.base import FEATURE_MAPS, FeatureMap

@@ -12,7 +12,8 @@ class FeatureMap:
 
     Attributes:
         name: what settings and files call it.
-        apply: the map; takes ``x [B, H, N, D]`` and the projection ``[H, D, M]`` or None, returns ``[B, H, N, F]``.
+        apply: the map; takes ``x [B, H, N, D]`` and the projection ``[H, D, M]`` or None, returns ``[B, H,
+            N, F]``.
         width: F for a head dimension D and a projection width M.
         initial: projection ``[heads, D, M]`` before training, or None when the map has no weights.
     """

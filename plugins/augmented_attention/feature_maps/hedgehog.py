@@ -1,4 +1,4 @@
-"""phi(x) = [softmax(xW), softmax(-xW)], W learned per head (Zhang et al., 2024, arXiv:2402.04347, section 4.2)."""
+"""phi(x) = [softmax(xW), softmax(-xW)], W learned per head (Zhang et al., 2024, arXiv:2402.04347)."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Which layers of a transformers model carry the operator, as saved in its config, and the attachment of the parameters."""
+"""Which layers of a transformers model carry the operator, and the attachment of its parameters."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -43,7 +43,7 @@ class LinearLayer:
 
 
 def attach(model: nn.Module, layers: list[LinearLayer]) -> None:
-    """Give each listed attention module its parameters, as the submodule `lineahead` (saved and trained like any other)."""
+    """Give each listed attention module its parameters, as the submodule `lineahead`."""
     for layer in layers:
         module = model.get_submodule(layer.name)
         module.add_module(ATTRIBUTE, AugmentedAttention(layer.settings, layer.shape))
