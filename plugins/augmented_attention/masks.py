@@ -27,7 +27,7 @@ def attended_rows(settings: AttentionSettings, length: Tensor, first: Tensor, he
     if not settings.sinks:
         return held >= first
     in_ring = torch.arange(settings.window_rows, device=length.device) < settings.ring_rows
-    return torch.where(in_ring, held >= first.clamp(min=settings.sinks), held >= 0)
+    return held >= torch.where(in_ring, first.clamp(min=settings.sinks), 0)
 
 
 def is_local(settings: AttentionSettings, query_position: Tensor, key_position: Tensor) -> Tensor:

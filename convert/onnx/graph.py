@@ -1,0 +1,132 @@
+"""A step model traced into one ONNX graph, one node per attention layer, with the bodies that give these nodes meaning."""
+
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from lineahead.errors import ExportError
+from lineahead.plugins import step_graph
+from lineahead.plugins.augmented_attention import onnx as operator
+from lineahead.plugins.augmented_attention.huggingface.step_model import StepModel
+from lineahead.plugins.augmented_attention.schema import (
+    DOMAIN,
+    INPUTS,
+    OP_TYPE,
+    OP_VERSION,
+    AttentionSettings,
+)
+
+IR_VERSION = 10
+OPSET = 21
+EXTERNAL_BYTES = 64 * 2**20
+
+
+def trace(model: StepModel, *, opset: int = OPSET) -> ir.Model:
+    """The step graph of `model`, its weights by reference.
+
+    Args:
+        model: the step model, float32, on the CPU.
+        opset: version of the default domain, at least 18.
+
+    Raises:
+        ExportError: when the exporter lost an input, or stamped another opset.
+    """
+    settings = [layer.settings for layer in model.layers]
+    inputs, outputs = step_graph.input_names(settings), step_graph.output_names(settings)
+    with torch.no_grad():
+        program = torch.onnx.export(
+            model, _samples(model), dynamo=True, opset_version=opset, verbose=False,
+            input_names=inputs, output_names=outputs, dynamic_shapes=_axes(settings),
+            custom_translation_table=operator.translation_table(),
+        )  # fmt: skip
+    assert program is not None
+    graph = program.model
+    graph.opset_imports.setdefault(DOMAIN, OP_VERSION)
+    graph.ir_version = IR_VERSION
+    _check(graph, inputs, opset)
+    share_storage(graph.graph)
+    attach_bodies(graph, model)
+    return graph
+
+
+def save(model: ir.Model, path: Path) -> None:
+    """Write `model`; weights go to ``<path>.data`` when they exceed 64 MB.
+
+    Args:
+        model: the graph.
+        path: file to write; it and its data file are overwritten.
+    """
+    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
+    ir.save(model, path, external_data=f"{path.name}.data" if size > EXTERNAL_BYTES else None)
+
+
+def _samples(model: StepModel) -> tuple[Tensor, ...]:
+    """Example inputs: no size is 0 or 1 and no two are equal by accident, and no tensor is passed twice (export merges those)."""
+    batch, nodes, rows, pending = 3, 5, 2, 4
+    ancestors, length, index, count = operator.sample_call(batch, nodes, 6)
+    past = [
+        torch.zeros(*x.shape[:2], pending, *x.shape[3:]) if x.shape[2:3] == (0,) else x
+        for x in model.empty(batch)
+    ]
+    tokens = torch.ones(batch, nodes, dtype=torch.int64)
+    return (tokens, ancestors, torch.zeros(batch, rows, dtype=torch.int64), index, count, length, *past)
+
+
+def _axes(settings: list[AttentionSettings]) -> tuple[object, ...]:
+    axis = operator.dimensions()
+    batch, nodes = axis["batch"], axis["nodes"]
+    layers: list[dict[int, object]] = []
+    for one in settings:
+        layers += [{0: batch}] * len(one.state_ports)
+        layers += [{0: batch, 2: axis["pending"]}] * len(step_graph.PENDING_PARTS)
+    return (
+        {0: batch, 1: nodes}, {0: batch, 1: nodes, 2: nodes}, {0: batch, 1: axis["rows"]}, {0: batch, 1: axis["accepts"]},
+        {0: batch}, {0: batch}, tuple(layers),
+    )  # fmt: skip
+
+
+def _check(model: ir.Model, inputs: list[str], opset: int) -> None:
+    stamped = model.opset_imports.get("")
+    if stamped != opset:
+        raise ExportError(
+            f"the exporter wrote opset {stamped} when asked for {opset}", hint="Export at opset 18 or later."
+        )
+    dangling = [name for name, value in zip(inputs, model.graph.inputs, strict=True) if not value.uses()]
+    if dangling:
+        raise ExportError(
+            f"graph input {dangling[0]!r} has no consumer",
+            hint="This architecture ignores an input of the step graph; report it with the model's config.json.",
+        )
+
+
+def share_storage(graph: ir.Graph) -> None:
+    """Merge initialisers that are one tensor in memory (tied embeddings), so that they are written once."""
+    first: dict[tuple[object, ...], ir.Value] = {}
+    for name, value in list(graph.initializers.items()):
+        raw = getattr(value.const_value, "raw", None)
+        if not isinstance(raw, torch.Tensor) or not raw.numel():
+            continue
+        kept = first.setdefault((raw.data_ptr(), raw.shape, raw.stride(), raw.dtype), value)
+        if kept is not value:
+            ir.convenience.replace_all_uses_with(value, kept)
+            graph.initializers.pop(name)
+
+
+def attach_bodies(model: ir.Model, step_model: StepModel) -> None:
+    """Give every operator node its function body; layers that differ in shape, settings or scale get overloads."""
+    bodies: dict[operator.Body, str] = {}
+    opset = model.opset_imports[""]
+    for node in model.graph:
+        if (node.domain, node.op_type) != (DOMAIN, OP_TYPE):
+            continue
+        window = node.inputs[INPUTS.index("window_key")]
+        assert window is not None and window.name is not None
+        layer = step_model.layers[int(window.name.split(".")[1])]
+        scale = node.attributes["scale"].as_float()
+        body = operator.Body(settings=layer.settings, shape=layer.shape, scale=scale)
+        node.overload = bodies.setdefault(body, "" if not bodies else f"v{len(bodies)}")
+    for body, overload in bodies.items():
+        function = operator.function_body(body, opset=opset, overload=overload)
+        model.functions[function.identifier()] = function
