@@ -1,7 +1,7 @@
 """Command line. Commands parse arguments, call one library function, print its result.
 
-Results go to stdout (``--json`` for machines), progress and logs to stderr. Nothing heavy is imported before a command
-runs, so ``--help`` answers at once.
+Results go to stdout (``--json`` for machines), progress and logs to stderr. Nothing heavy is imported before
+a command runs, so ``--help`` answers at once.
 """
 
 import errno
@@ -34,7 +34,12 @@ class ErrorGroup(click.Group):
             if error.errno not in DISK_FULL:
                 raise
             where = error.filename or os.getcwd()
-            _fail(ctx, f"no space left on the disk of {where}", "Free some space and run again.", StorageError.exit_code)
+            _fail(
+                ctx,
+                f"no space left on the disk of {where}",
+                "Free some space and run again.",
+                StorageError.exit_code,
+            )
 
 
 def _fail(ctx: click.Context, message: str, hint: str | None, code: int) -> None:

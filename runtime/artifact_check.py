@@ -1,0 +1,165 @@
+"""Whether the parts of an artifact folder belong together: manifest, weights, tokenizer, graphs.
+
+Reads files only: neither torch nor transformers is imported.
+"""
+
+import json
+import struct
+from pathlib import Path
+
+from lineahead.errors import ArtifactError
+from lineahead.recipes.files import sha256
+from lineahead.recipes.manifest import Export, Manifest, read_manifest
+from lineahead.runtime.doctor import Finding
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+def examine_artifact(folder: Path) -> list[Finding]:
+    """Check an artifact folder's files against its manifest.
+
+    Raises:
+        ArtifactError: when there is no such folder.
+    """
+    if not folder.is_dir():
+        raise ArtifactError(
+            f"{folder}: no such folder", hint="Give the folder that `lineahead convert` wrote."
+        )
+    try:
+        manifest = read_manifest(folder)
+    except ArtifactError as error:
+        return [Finding(check="manifest", status="problem", detail=str(error), cure=error.hint)]
+    exports = [_export(folder, manifest, one) for one in manifest.exports]
+    drafts = [_draft(folder, one.folder) for one in manifest.drafts]
+    return [
+        Finding(
+            check="manifest", status="ok", detail=f"{manifest.base.reference} ({manifest.base.model_type})"
+        ),
+        _config(folder, manifest),
+        _weights(folder),
+        _tokenizer(folder, manifest),
+        *drafts,
+        *(exports or [_no_exports(folder)]),
+        *_tool_versions(manifest),
+    ]
+
+
+def _config(folder: Path, manifest: Manifest) -> Finding:
+    path = folder / "config.json"
+    again = f"lineahead convert {manifest.base.reference} {folder}"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        return Finding(check="config.json", status="problem", detail=f"unreadable: {error}", cure=again)
+    if config.get("lineahead") != manifest.model.settings:
+        return Finding(
+            check="config.json",
+            status="problem",
+            detail="the attention settings differ from the manifest's",
+            cure=again,
+        )
+    count = len(manifest.model.linear_layers)
+    return Finding(
+        check="config.json", status="ok", detail=f"{count} of {manifest.model.layers} layers linear"
+    )
+
+
+def _weights(folder: Path) -> Finding:
+    """Every weight file is there and as long as its header says."""
+    names = [WEIGHTS]
+    index = folder / WEIGHTS_INDEX
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    for name in names:
+        fault = _safetensors_fault(folder / name)
+        if fault:
+            cure = "Copy the file again from where it was made, or convert the checkpoint again."
+            return Finding(check="weights", status="problem", detail=f"{name}: {fault}", cure=cure)
+    return Finding(check="weights", status="ok", detail=", ".join(names))
+
+
+def _safetensors_fault(path: Path) -> str | None:
+    """What is wrong with a safetensors file's size, or None."""
+    if not path.is_file():
+        return "missing"
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(8)
+        length = struct.unpack("<Q", head)[0] if len(head) == 8 else size
+        if length > size - 8:
+            return "damaged header"
+        try:
+            header = json.loads(file.read(length))
+            ends = [one["data_offsets"][1] for key, one in header.items() if key != "__metadata__"]
+        except (ValueError, TypeError, KeyError, IndexError):
+            return "damaged header"
+    expected = 8 + length + max(ends, default=0)
+    return None if size == expected else f"{size} bytes, expected {expected}"
+
+
+def _tokenizer(folder: Path, manifest: Manifest) -> Finding:
+    missing = [name for name in TOKENIZER_FILES if not (folder / name).is_file()]
+    if missing:
+        cure = f"Copy {' and '.join(missing)} from {manifest.base.reference}."
+        return Finding(check="tokenizer", status="problem", detail=f"no {missing[0]}", cure=cure)
+    try:
+        from tokenizers import Tokenizer
+
+        size = Tokenizer.from_file(str(folder / TOKENIZER_FILES[0])).get_vocab_size()
+    except Exception as error:
+        cure = f"Copy {TOKENIZER_FILES[0]} again from {manifest.base.reference}."
+        return Finding(check="tokenizer", status="problem", detail=f"unreadable: {error}", cure=cure)
+    if size > manifest.model.vocab_size:
+        detail = f"{size} tokens, but the model has {manifest.model.vocab_size} rows"
+        cure = f"Copy the tokenizer files again from {manifest.base.reference}."
+        return Finding(check="tokenizer", status="problem", detail=detail, cure=cure)
+    return Finding(check="tokenizer", status="ok", detail=f"{size} tokens")
+
+
+def _draft(folder: Path, name: str) -> Finding:
+    fault = _safetensors_fault(folder / name / WEIGHTS)
+    if fault:
+        cure = f"lineahead draft {folder}"
+        return Finding(check=f"draft {name}", status="problem", detail=f"{WEIGHTS}: {fault}", cure=cure)
+    return Finding(check=f"draft {name}", status="ok", detail="complete")
+
+
+def _no_exports(folder: Path) -> Finding:
+    cure = f"lineahead export onnx {folder}"
+    return Finding(check="exports", status="note", detail="nothing is exported yet", cure=cure)
+
+
+def _export(folder: Path, manifest: Manifest, export: Export) -> Finding:
+    """A graph file is the one that the manifest names, and this ONNX Runtime reads its operator set."""
+    path, cure = folder / export.file, f"lineahead export onnx {folder}"
+    if not path.is_file():
+        return Finding(check=export.file, status="problem", detail="missing", cure=cure)
+    if export.sha256 and sha256(path) != export.sha256:
+        return Finding(check=export.file, status="problem", detail="changed since it was exported", cure=cure)
+    newest = _newest_opset()
+    if newest is not None and export.opset > newest:
+        detail = f"opset {export.opset}, but this ONNX Runtime reads up to {newest}"
+        return Finding(check=export.file, status="problem", detail=detail, cure=f"{cure} --opset {newest}")
+    return Finding(check=export.file, status="ok", detail=f"{export.precision}, opset {export.opset}")
+
+
+def _newest_opset() -> int | None:
+    """Newest version of any standard operator that the installed ONNX Runtime knows; None without it."""
+    try:
+        from onnxruntime.capi import onnxruntime_pybind11_state as state
+    except ImportError:
+        return None
+    return max(one.since_version for one in state.get_all_operator_schema() if one.domain == "")
+
+
+def _tool_versions(manifest: Manifest) -> list[Finding]:
+    from lineahead.runtime.doctor import installed
+
+    made = manifest.tools.get("transformers")
+    here = installed("transformers")
+    if made is None or here is None or made.split(".")[0] == here.split(".")[0]:
+        return []
+    detail = f"made with transformers {made}, here is {here}"
+    cure = f'pip install "transformers>={made.split(".")[0]},<{int(made.split(".")[0]) + 1}"'
+    return [Finding(check="transformers", status="problem", detail=detail, cure=cure)]

@@ -1,0 +1,65 @@
+"""Fixtures shared by all tests, and the rules for skipping what a machine cannot run."""
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SHARED = Path(os.environ.get("LINEAHEAD_SHARED", ROOT.parent / "shared"))
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def pytest_collection_modifyitems(items):
+    """Skip, with its reason, every test whose marker names something that is absent here."""
+    absent = (
+        {"shared": f"no weights and text in {SHARED.name}/ beside the checkout"}
+        if not SHARED.is_dir()
+        else {}
+    )
+    if importlib.util.find_spec("tensorrt") is None:
+        absent["trt"] = "TensorRT is not installed"
+    if not _has_cuda():
+        absent["gpu"] = "no CUDA device"
+    if os.environ["HF_HUB_OFFLINE"] == "1":
+        absent["net"] = "HF_HUB_OFFLINE=1"
+    for item in items:
+        for name, reason in absent.items():
+            if item.get_closest_marker(name):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _has_cuda():
+    from lineahead.runtime.doctor import cuda_devices
+
+    return cuda_devices() > 0
+
+
+@pytest.fixture
+def rng():
+    """A seeded torch generator."""
+    import torch
+
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """Folder of real weights and text; only for tests marked `shared`."""
+    return SHARED
+
+
+@pytest.fixture
+def run():
+    """Run the command line in this process; returns click's result (exit_code, stdout, stderr)."""
+    from click.testing import CliRunner
+
+    from lineahead.cli import main
+
+    def invoke(*arguments, **options):
+        return CliRunner().invoke(main, [str(one) for one in arguments], **options)
+
+    return invoke
