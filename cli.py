@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -67,7 +68,8 @@ def _show(result: Mapping[str, Any] | Sequence[Mapping[str, Any]], as_json: bool
             table.add_column(str(name))
         for row in rows:
             table.add_row(*(_cell(row.get(name)) for name in rows[0]))
-    Console(file=sys.stdout, soft_wrap=True).print(table)
+    width = None if sys.stdout.isatty() else 160
+    Console(file=sys.stdout, width=width, markup=False, highlight=False).print(table)
 
 
 def _cell(value: Any) -> str:
@@ -90,5 +92,24 @@ def main(verbose: int, quiet: bool) -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "info" if verbose > 1 else "error")
 
 
+@main.command()
+@click.argument("artifact", required=False, type=click.Path(path_type=Path))
+@json_option
+@click.pass_context
+def doctor(ctx: click.Context, artifact: Path | None, as_json: bool) -> None:
+    """Check this installation, and the parts of ARTIFACT; every problem comes with its cure.
+
+    The exit status is 1 when there is a problem.
+    """
+    from lineahead.runtime.artifact_check import examine_artifact
+    from lineahead.runtime.doctor import examine_environment
+
+    findings = examine_environment() + (examine_artifact(artifact) if artifact else [])
+    rows = [one.as_dict() for one in findings]
+    healthy = all(one.status != "problem" for one in findings)
+    _show({"healthy": healthy, "findings": rows} if as_json else rows, as_json)
+    ctx.exit(0 if healthy else 1)
+
+
 if __name__ == "__main__":
-    main()
+    main(prog_name="lineahead")
