@@ -1,0 +1,89 @@
+"""Replace a loaded model's softmax attention by the operator, in place."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from lineahead.errors import ArchitectureError, InputError
+from lineahead.plugins.augmented_attention.huggingface.discover import HINT, discover
+from lineahead.plugins.augmented_attention.huggingface.layers import ATTRIBUTE, LinearLayer
+from lineahead.plugins.augmented_attention.huggingface.modeling import become_linear
+from lineahead.plugins.augmented_attention.schema import AttentionSettings
+
+logger = logging.getLogger(__name__)
+
+
+def linearize(
+    model: PreTrainedModel, settings: AttentionSettings, *, layers: Sequence[int] | None = None
+) -> list[LinearLayer]:
+    """Give attention layers the operator with freshly initialised parameters, and route their attention to it.
+
+    The model keeps its weights; its class becomes a subclass with a constant-size cache, so that `generate()` and
+    `save_pretrained()` work. The new parameters are float32.
+
+    Args:
+        model: a loaded causal language model; changed in place.
+        settings: the operator's settings, the same for all layers.
+        layers: layer indices to convert; all when None. The others keep softmax attention and their KV cache.
+
+    Returns:
+        The converted layers, by layer index.
+
+    Raises:
+        ArchitectureError: when the attention cannot be replaced.
+        InputError: when `layers` names no such layer, or the model is linear already.
+    """
+    if any(ATTRIBUTE in module._modules for module in model.modules()):
+        raise InputError(f"{type(model).__name__} is linear already", hint="Load the original checkpoint.")
+    found = discover(model)
+    wanted = {layer.index for layer in found} if layers is None else set(layers)
+    missing = sorted(wanted - {layer.index for layer in found})
+    if missing or not wanted:
+        raise InputError(
+            f"no attention layer {missing[0] if missing else ''}: layers are {found[0].index} to {found[-1].index}",
+            hint="Name existing layers, or leave `layers` out to convert all.",
+        )
+    converted = [
+        LinearLayer(name=layer.name, index=layer.index, shape=layer.shape, settings=settings)
+        for layer in found
+        if layer.index in wanted
+    ]
+    become_linear(model, converted, hybrid=len(converted) < len(found))
+    check_routing(model, converted)
+    logger.info("%s: %d of %d attention layers converted", type(model).__name__, len(converted), len(found))
+    return converted
+
+
+def check_routing(model: PreTrainedModel, layers: Sequence[LinearLayer]) -> None:
+    """Run one token and see that every converted layer's operator is called exactly once.
+
+    Raises:
+        ArchitectureError: naming the first layer that is not.
+    """
+    calls = dict.fromkeys((layer.name for layer in layers), 0)
+
+    def count(name: str) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            calls[name] += 1
+
+        return hook
+
+    operators = [(layer.name, model.get_submodule(f"{layer.name}.{ATTRIBUTE}")) for layer in layers]
+    handles = [operator.register_forward_hook(count(name)) for name, operator in operators]
+    training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(input_ids=torch.ones(1, 1, dtype=torch.long, device=model.device), use_cache=False)
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+    for name, times in calls.items():
+        if times != 1:
+            raise ArchitectureError(
+                f"{type(model).__name__}, {name}: the operator ran {times} times", hint=HINT
+            )

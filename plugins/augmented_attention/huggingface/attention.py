@@ -1,0 +1,293 @@
+"""The attention function and the mask function that transformers calls, and the modes in which training runs them."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.cache_utils import Cache, DynamicLayer
+from transformers.masking_utils import eager_mask, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from lineahead.errors import ArchitectureError, InputError
+from lineahead.plugins.augmented_attention.huggingface.cache import StateLayer
+from lineahead.plugins.augmented_attention.huggingface.layers import ATTRIBUTE
+from lineahead.plugins.augmented_attention.huggingface.padding import Packing, token_columns
+from lineahead.plugins.augmented_attention.module import AugmentedAttention
+
+NAMESPACE = "lineahead"  # the bundled copy uses another, so that both can live in one process
+
+Softmax = Literal["sdpa", "eager"]
+Result = tuple[Tensor, Tensor | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerCall:
+    """One converted layer's inputs and its softmax output, as given to a :func:`transfer` callback.
+
+    Attributes:
+        module: the attention module; ``module.lineahead`` is its operator.
+        query: ``[B, H, T, D]``, after RoPE.
+        key: ``[B, Hkv, T, D]``.
+        value: ``[B, Hkv, T, Dv]``.
+        output: ``[B, H, T, Dv]``, what softmax attention gives.
+        scaling: multiplier of ``q . k``.
+        valid: ``[B, T]`` bool, False at padding; None without padding.
+    """
+
+    module: nn.Module
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    output: Tensor
+    scaling: float
+    valid: Tensor | None
+
+    def linear(self) -> Tensor:
+        """What the layer's operator gives for the same inputs, ``[B, H, T, Dv]``, zero at padding."""
+        operator = operator_of(self.module)
+        assert operator is not None
+        return whole_text(operator, self.query, self.key, self.value, self.scaling, self.valid)
+
+
+Record = Callable[[LayerCall], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SoftmaxMode:
+    record: Record | None
+
+
+_MODE: ContextVar[_SoftmaxMode | None] = ContextVar("lineahead_mode", default=None)
+_LAYER: ContextVar[StateLayer | None] = ContextVar("lineahead_layer", default=None)
+
+
+@contextmanager
+def teacher() -> Iterator[None]:
+    """Within it, converted layers run the original model's softmax attention (and its growing KV cache, if one is used)."""
+    with _softmax_mode(None):
+        yield
+
+
+@contextmanager
+def transfer(record: Record) -> Iterator[None]:
+    """Like :func:`teacher`, and `record` is given every converted layer's inputs and softmax output."""
+    with _softmax_mode(record):
+        yield
+
+
+@contextmanager
+def _softmax_mode(record: Record | None) -> Iterator[None]:
+    token = _MODE.set(_SoftmaxMode(record=record))
+    try:
+        yield
+    finally:
+        _MODE.reset(token)
+
+
+def in_softmax_mode() -> bool:
+    """Whether :func:`teacher` or :func:`transfer` is active."""
+    return _MODE.get() is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Implementation:
+    """One entry of transformers' attention table.
+
+    Attributes:
+        softmax: how unconverted layers, and all layers in softmax mode, attend: as the original model did.
+        hybrid: whether unconverted layers exist; they need softmax masks, otherwise the padding alone is handed on.
+    """
+
+    softmax: Softmax
+    hybrid: bool
+
+    @property
+    def name(self) -> str:
+        """Its key in the table, the value of ``config._attn_implementation``."""
+        return NAMESPACE + {"sdpa": "", "eager": "_eager"}[self.softmax] + ("_hybrid" if self.hybrid else "")
+
+    def attention(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        scaling: float | None = None,
+        dropout: float = 0.0,
+        **kwargs: Any,
+    ) -> Result:
+        """Attend, by the module's operator if it has one; called by transformers.
+
+        Args:
+            module: the attention module.
+            query: ``[B, H, T, D]``, after RoPE.
+            key: ``[B, Hkv, N, D]``; N = T for converted layers.
+            value: ``[B, Hkv, N, Dv]``.
+            attention_mask: what :meth:`mask` returned, or the caller's own.
+            scaling: multiplier of ``q . k``; ``D ** -0.5`` when None.
+            dropout: used by softmax attention only.
+            kwargs: the model's further arguments, for softmax attention.
+
+        Returns:
+            ``[B, T, H, Dv]``, and None or the softmax weights.
+
+        Raises:
+            InputError: when a converted layer is given a growing KV cache.
+            ArchitectureError: when an unconverted layer is given a mask it cannot use.
+        """
+        operator, mode, layer = operator_of(module), _MODE.get(), _LAYER.get()
+        _LAYER.set(None)
+        if operator is None or mode is not None:
+            result = self._softmax(module, query, key, value, attention_mask, scaling, dropout, kwargs)
+            if mode is not None and mode.record is not None and operator is not None:
+                mode.record(_layer_call(module, query, key, value, attention_mask, scaling, result[0]))
+            return result
+        nodes, factor = query.shape[2], query.shape[3] ** -0.5 if scaling is None else scaling
+        if key.shape[2] != nodes:
+            raise InputError(
+                f"layer {getattr(module, 'layer_idx', '?')}: {key.shape[2]} keys for {nodes} queries: a growing KV cache",
+                hint="Pass no past_key_values, or a new DynamicCache(); its layers become constant-size states.",
+            )
+        valid = token_columns(attention_mask, nodes)
+        attend = whole_text if layer is None else layer.attend
+        return attend(operator, query, key, value, factor, valid).transpose(1, 2).contiguous(), None
+
+    def mask(self, *, q_length: int, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
+        """The mask that the layers are given; called by transformers once per forward and kind of mask.
+
+        Args:
+            q_length: T.
+            attention_mask: ``[B, N]`` bool, False at padding, or None.
+            kwargs: the rest of ``masking_utils.sdpa_mask``'s arguments.
+
+        Returns:
+            None or ``[B, T]`` bool when all layers are converted; the softmax implementation's own mask otherwise.
+
+        Raises:
+            InputError: for packed texts or masks that are not causal.
+        """
+        _refuse_custom(q_length, kwargs)
+        if self.hybrid or in_softmax_mode():
+            make = sdpa_mask if self.softmax == "sdpa" else eager_mask
+            return cast("Tensor | None", make(q_length=q_length, attention_mask=attention_mask, **kwargs))
+        return token_columns(attention_mask, q_length)
+
+    def register(self) -> str:
+        """Enter the functions in transformers' tables and return the name."""
+        AttentionInterface.register(self.name, self.attention)
+        AttentionMaskInterface.register(self.name, self.mask)
+        return self.name
+
+    def _softmax(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        scaling: float | None,
+        dropout: float,
+        kwargs: dict[str, Any],
+    ) -> Result:
+        if mask is not None and mask.dim() == 2:
+            raise ArchitectureError(
+                f"{type(module).__name__} is not converted, but was given a padding mask only",
+                hint="Convert all attention layers of this model, or run it without padding.",
+            )
+        if self.softmax == "eager":
+            attend = sys.modules[type(module).__module__].eager_attention_forward
+        else:
+            attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
+        return cast(
+            Result, attend(module, query, key, value, mask, scaling=scaling, dropout=dropout, **kwargs)
+        )
+
+
+def operator_of(module: nn.Module) -> AugmentedAttention | None:
+    """The operator attached to an attention module, or None for an unconverted one."""
+    return cast("AugmentedAttention | None", module._modules.get(ATTRIBUTE))
+
+
+def whole_text(
+    operator: AugmentedAttention,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float,
+    valid: Tensor | None,
+) -> Tensor:
+    """The training form over texts with padding anywhere; arguments as in :meth:`StateLayer.attend`."""
+    if valid is None:
+        return operator(query, key, value, scaling)  # type: ignore[no-any-return]
+    packing = Packing.of(valid)
+    return packing.unpack(operator(packing.pack(query), packing.pack(key), packing.pack(value), scaling))
+
+
+def find_state(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Forward pre-hook of converted attention modules: transformers does not hand the cache to the attention function.
+
+    A cache layer that holds nothing yet is replaced by a :class:`StateLayer`, so that any dynamic cache works.
+
+    Raises:
+        InputError: when the cache has another kind of layer there.
+    """
+    cache = next((x for x in (*args, *kwargs.values()) if isinstance(x, Cache)), None)
+    if cache is None or in_softmax_mode():
+        _LAYER.set(None)
+        return
+    index = cast(int, module.layer_idx)
+    while len(cache.layers) <= index and cache.layer_class_to_replicate is not None:
+        cache.layers.append(cache.layer_class_to_replicate())
+    layer = cache.layers[index]
+    if not isinstance(layer, StateLayer):
+        if layer.is_initialized or not isinstance(layer, DynamicLayer):
+            raise InputError(
+                f"layer {index}: the cache holds a {type(layer).__name__}",
+                hint="Drop cache_implementation and past_key_values: the state already has a constant size.",
+            )
+        layer = cache.layers[index] = StateLayer()
+    _LAYER.set(layer)
+
+
+def _layer_call(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float | None,
+    output: Tensor,
+) -> LayerCall:
+    return LayerCall(
+        module=module,
+        query=query,
+        key=key,
+        value=value,
+        output=output.transpose(1, 2),
+        scaling=query.shape[3] ** -0.5 if scaling is None else scaling,
+        valid=token_columns(mask, query.shape[2]),
+    )
+
+
+def _refuse_custom(q_length: int, arguments: dict[str, Any]) -> None:
+    """Refuse masks under which a token does not see its predecessor, or sees its successor."""
+    if arguments.get("allow_is_causal_skip", True) or q_length == 1:
+        return
+    batch = torch.arange(arguments["batch_size"], device=arguments["device"])[:, None, None, None]
+    head, row = torch.zeros_like(batch), torch.arange(q_length - 1, device=batch.device)
+    row = row[:, None] + arguments.get("q_offset", 0)
+    seen = arguments["mask_function"]
+    if not bool(torch.as_tensor(seen(batch, head, row + 1, row)).all()) or bool(
+        torch.as_tensor(seen(batch, head, row, row + 1)).any()
+    ):
+        raise InputError(
+            "packed texts and masks that are not causal cannot be used with linear attention",
+            hint="Give each text its own row (padding is fine) and no position_ids that restart.",
+        )

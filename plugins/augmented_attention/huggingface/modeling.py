@@ -1,0 +1,260 @@
+"""Config and model classes of artifacts: dynamic subclasses of whatever config and model class transformers has for the base."""
+
+import importlib
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, cast
+
+import transformers
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import Cache
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from lineahead.errors import ArtifactError, CheckpointError, InputError
+from lineahead.plugins.augmented_attention.huggingface.attention import (
+    Implementation,
+    Softmax,
+    find_state,
+    in_softmax_mode,
+)
+from lineahead.plugins.augmented_attention.huggingface.cache import StateLayer
+from lineahead.plugins.augmented_attention.huggingface.layers import ATTRIBUTE, LinearLayer, attach
+
+MODEL_TYPE = "lineahead"
+VERSION = 1
+CODE_FILE = "modeling_lineahead.py"
+AUTO_MAP = {
+    "AutoConfig": f"{CODE_FILE[:-3]}.LineaheadConfig",
+    "AutoModelForCausalLM": f"{CODE_FILE[:-3]}.LineaheadForCausalLM",
+}
+
+
+class _LinearConfig:
+    """What a base config class gains: the converted layers, and a model type that softmax code does not know.
+
+    Attributes:
+        base_model_type: model type of the original checkpoint.
+        lineahead: ``{"version": 1, "base_class": ..., "hybrid": ..., "layers": [...]}``.
+    """
+
+    base_model_type: str
+    lineahead: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the base, with the reference to the code beside it."""
+        return {**super().to_dict(), "auto_map": dict(AUTO_MAP)}  # type: ignore[misc]
+
+
+class _LinearModel:
+    """What a base model class gains: the operators in its layers, and a cache of constant size."""
+
+    config: Any
+
+    def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
+        attach(cast(PreTrainedModel, self), layers_of(config))
+        _route(cast(PreTrainedModel, self))
+
+    @classmethod
+    def from_pretrained(cls, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
+        """As the base, but missing or mismatched weights are an error.
+
+        Raises:
+            CheckpointError: naming the first such weight.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)  # type: ignore[misc]
+        bad = sorted(str(key) for key in (*info["missing_keys"], *info["mismatched_keys"]))
+        if bad:
+            raise CheckpointError(
+                f"{path}: no usable weight {bad[0]!r} ({len(bad)} in all)",
+                hint="Convert the checkpoint again.",
+            )
+        return (model, info) if wants_info else model
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """As the base, with the code that loads it."""
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_code(folder)
+        super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+
+    def _prepare_cache_for_generation(
+        self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> None:
+        given = model_kwargs.get("past_key_values") is not None
+        if not in_softmax_mode() and generation_config.cache_implementation not in (None, "dynamic"):
+            raise InputError(
+                f"cache_implementation={generation_config.cache_implementation!r} does not hold a linear state",
+                hint="Drop cache_implementation: the state already has a constant size.",
+            )
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)  # type: ignore[misc]
+        cache = model_kwargs.get("past_key_values")
+        if isinstance(cache, Cache) and not given and not in_softmax_mode():
+            install_states(
+                cache,
+                layers_of(self.config),
+                recording=bool(getattr(generation_config, "is_assistant", False)),
+            )
+
+
+def install_states(cache: Cache, layers: Sequence[LinearLayer], *, recording: bool = False) -> None:
+    """Replace the converted layers' entries in an empty cache."""
+    for layer in layers:
+        state = StateLayer()
+        if recording:
+            state.activate_past_recording()
+        cache.layers[layer.index] = state
+
+
+def layers_of(config: Any) -> list[LinearLayer]:
+    """The converted layers that a config lists.
+
+    Raises:
+        ArtifactError: when it was written by a newer version.
+    """
+    saved = config.lineahead
+    if saved.get("version") != VERSION:
+        raise ArtifactError(
+            f"config.json: lineahead version {saved.get('version')} is not {VERSION}",
+            hint="Update lineahead.",
+        )
+    return [LinearLayer.from_dict(layer) for layer in saved["layers"]]
+
+
+def become_linear(model: PreTrainedModel, layers: Sequence[LinearLayer], *, hybrid: bool) -> None:
+    """Turn a loaded softmax model into its linear subclass, in place, with fresh float32 operators on the layers' devices.
+
+    Args:
+        model: the model.
+        layers: what to convert.
+        hybrid: whether attention layers remain that are not converted.
+    """
+    base, config = type(model), model.config
+    base_type = config.model_type
+    attach(model, list(layers))
+    for layer in layers:
+        module = model.get_submodule(layer.name)
+        module.get_submodule(ATTRIBUTE).to(device=next(module.parameters()).device)
+    config.__class__ = linear_config_class(type(config))
+    config.base_model_type = base_type
+    config.lineahead = {
+        "version": VERSION,
+        "base_class": base.__name__,
+        "hybrid": hybrid,
+        "layers": [layer.as_dict() for layer in layers],
+    }
+    model.__class__ = linear_model_class(base)
+    _route(model)
+
+
+def _route(model: PreTrainedModel) -> None:
+    """Point transformers' attention table at us, and let the converted layers find their cache."""
+    config = model.config.get_text_config(decoder=True)
+    softmax: Softmax = "eager" if config._attn_implementation == "eager" else "sdpa"
+    implementation = Implementation(softmax=softmax, hybrid=model.config.lineahead["hybrid"])
+    model.set_attn_implementation(implementation.register())
+    for layer in layers_of(model.config):
+        model.get_submodule(layer.name).register_forward_pre_hook(find_state, with_kwargs=True)
+
+
+@lru_cache(maxsize=None)
+def linear_config_class(base: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
+    """The subclass of a config class that describes a converted model."""
+    return cast(type[PreTrainedConfig], _subclass(_LinearConfig, base, model_type=MODEL_TYPE))
+
+
+@lru_cache(maxsize=None)
+def linear_model_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """The subclass of a model class whose listed layers are linear."""
+    return cast(
+        type[PreTrainedModel],
+        _subclass(
+            _LinearModel,
+            base,
+            config_class=linear_config_class(base.config_class),
+            _keep_in_fp32_modules_strict={ATTRIBUTE, *(base._keep_in_fp32_modules_strict or ())},
+            _auto_class=None,
+        ),
+    )
+
+
+def _subclass(mixin: type, base: type, **attributes: Any) -> type:
+    """``class Lineahead<Base>(mixin, base)``, reachable as an attribute of this module, so that it pickles."""
+    name = f"Lineahead{base.__name__}"
+    made = type(name, (mixin, base), {"__module__": __name__, "__doc__": mixin.__doc__, **attributes})
+    setattr(sys.modules[__name__], name, made)
+    return made
+
+
+class LineaheadConfig(PreTrainedConfig):  # type: ignore[misc]
+    """What ``AutoConfig`` finds in an artifact: makes the linear config of the base model type."""
+
+    model_type = MODEL_TYPE
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """The linear config that `config_dict` describes.
+
+        Raises:
+            ArtifactError: when the base model type is missing or unknown to this transformers.
+        """
+        base = config_dict.get("base_model_type")
+        if base not in CONFIG_MAPPING or "lineahead" not in config_dict:
+            raise ArtifactError(
+                f"config.json: base_model_type {base!r} is unknown to transformers {transformers.__version__}",
+                hint="Update transformers, or convert the checkpoint again.",
+            )
+        return linear_config_class(CONFIG_MAPPING[base]).from_dict(config_dict, **kwargs)
+
+
+class LineaheadForCausalLM:
+    """What ``AutoModelForCausalLM`` finds in an artifact: makes the linear subclass of the base model class."""
+
+    @classmethod
+    def from_pretrained(cls, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
+        """Load an artifact's model; arguments as in transformers."""
+        config = kwargs.pop("config", None)
+        if config is None:
+            config = LineaheadConfig.from_pretrained(path)
+        return cls.resolve(config).from_pretrained(path, *args, config=config, **kwargs)
+
+    @classmethod
+    def _from_config(cls, config: Any, **kwargs: Any) -> Any:
+        return cls.resolve(config)._from_config(config, **kwargs)
+
+    @staticmethod
+    def resolve(config: Any) -> Any:
+        """The model class for a linear config.
+
+        Raises:
+            ArtifactError: when this transformers has no such base class.
+        """
+        name = config.lineahead["base_class"]
+        base = getattr(transformers, name, None)
+        if base is None:
+            raise ArtifactError(
+                f"config.json: transformers {transformers.__version__} has no {name}",
+                hint="Update transformers.",
+            )
+        return linear_model_class(base)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = None) -> None:
+        """Nothing to do: saving writes the code itself."""
+
+
+def write_code(folder: Path) -> None:
+    """Write ``modeling_lineahead.py``: a copy of this file if it is the bundle, else a new bundle."""
+    own = Path(__file__)
+    if own.name == CODE_FILE:
+        target = folder / CODE_FILE
+        if not target.exists() or not own.samefile(target):
+            shutil.copyfile(own, target)
+    else:
+        package = importlib.import_module("lineahead.plugins.augmented_attention.huggingface.bundle")
+        package.write(folder)
