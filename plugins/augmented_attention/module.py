@@ -40,7 +40,7 @@ class AugmentedAttention(nn.Module):
 
     def operands(self) -> Operands:
         """The PARAMETERS ports as the operator takes them; a one-element tensor where absent."""
-        anchor = next(self.parameters())
+        anchor = next(self.parameters(), torch.ones(1))
         one = anchor.new_ones(1)
         heads = anchor.new_ones(self.shape.heads)
         alpha = getattr(self, "alpha", None)

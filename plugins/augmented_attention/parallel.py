@@ -6,9 +6,10 @@ from torch.nn import functional
 
 from lineahead.plugins.augmented_attention import feature_maps
 from lineahead.plugins.augmented_attention.schema import AttentionSettings
-from lineahead.plugins.augmented_attention.step import local_kernel, unit
+from lineahead.plugins.augmented_attention.step import local_kernel, unit, without_autocast
 
 
+@without_autocast
 def parallel(
     query: Tensor,
     key: Tensor,

@@ -91,7 +91,8 @@ def _head(
     for i in range(q.shape[0]):
         weights, scores = [], [scale * (q[i] @ k[j]) for j in range(i + 1)]
         local = [_is_local(settings, i, j) for j in range(i + 1)]
-        shift = max((s.item() for s, near in zip(scores, local, strict=True) if near), default=0.0)
+        near_scores = [s for s, near in zip(scores, local, strict=True) if near]
+        shift = torch.stack(near_scores).max() if near_scores else 0.0
         for j in range(i + 1):
             if not local[j]:
                 far = phi(q[i], query_map) @ phi(k[j], key_map) if feature_map else torch.zeros_like(alpha)

@@ -17,7 +17,7 @@ Every other module of this folder is one *form* of it and takes these ports by t
 """
 
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from lineahead.errors import SettingsError
 
@@ -74,6 +74,12 @@ class AttentionSettings:
         Raises:
             SettingsError: naming the setting at fault.
         """
+        for name, kinds in (("local", Local), ("pattern", Pattern), ("normalizer", Normalizer)):
+            if getattr(self, name) not in get_args(kinds):
+                raise SettingsError(
+                    f"{name}={getattr(self, name)!r} is not known",
+                    hint=f"Choose one of: {', '.join(get_args(kinds))}.",
+                )
         if (self.local == "none") != (self.pattern == "none"):
             raise SettingsError(
                 f"local={self.local!r} with pattern={self.pattern!r}: both are 'none' or neither is",

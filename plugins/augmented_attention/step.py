@@ -5,6 +5,10 @@ verification. It is the
 eager operator, and the ONNX function body is a trace of it.
 """
 
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
 import torch
 from torch import Tensor
 
@@ -19,6 +23,22 @@ from lineahead.plugins.augmented_attention.masks import (
 from lineahead.plugins.augmented_attention.schema import AttentionSettings, folded
 
 Committed = tuple[Tensor, Tensor, Tensor, Tensor]
+Ports = ParamSpec("Ports")
+Result = TypeVar("Result")
+
+
+def without_autocast(form: Callable[Ports, Result]) -> Callable[Ports, Result]:
+    """`form`, run with autocast off: autocast would round the sums to 16 bits along with the products."""
+
+    @functools.wraps(form)
+    def run(*ports: Ports.args, **settings: Ports.kwargs) -> Result:
+        device = next(x.device.type for x in (*ports, *settings.values()) if isinstance(x, Tensor))
+        if not torch.is_autocast_enabled(device):
+            return form(*ports, **settings)
+        with torch.autocast(device, enabled=False):
+            return form(*ports, **settings)
+
+    return run
 
 
 def unit(x: Tensor, eps: float) -> Tensor:
@@ -72,6 +92,7 @@ def commit(
     return state, norm, pick(keys, source), pick(values, source)
 
 
+@without_autocast
 def step(
     query: Tensor,
     key: Tensor,
@@ -189,7 +210,7 @@ def local_kernel(scores: Tensor, mask: Tensor, settings: AttentionSettings) -> T
     """Apply f to the scores; only entries under `mask` are meaningful, a row's maximum is over them alone."""
     if settings.local == "softmax":
         lowest = torch.finfo(scores.dtype).min
-        peak = torch.where(mask, scores, lowest).amax(-1, keepdim=True).detach()
+        peak = torch.where(mask, scores, lowest).amax(-1, keepdim=True)
         return torch.where(mask, scores - peak, lowest).exp()
     return scores.relu().square()
 

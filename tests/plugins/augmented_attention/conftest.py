@@ -1,0 +1,39 @@
+"""Makes the shared checks importable by name, and hands out the shipped forms."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parent
+
+
+def load(name: str, file: str):
+    """Import a file beside this one under `name` (test folders are not packages)."""
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, FOLDER / file)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+    return sys.modules[name]
+
+
+load("operator_oracle", "oracle.py")
+cases = load("operator_cases", "cases.py")
+load("operator_checks", "checks.py")
+
+
+@pytest.fixture(scope="session")
+def forms():
+    """The shipped forms of the operator."""
+    from lineahead.plugins.augmented_attention import feature_maps, module, parallel, reference, schema, step
+
+    return cases.Forms(
+        schema=schema,
+        step=step,
+        parallel=parallel,
+        reference=reference,
+        feature_maps=feature_maps,
+        module=module,
+    )

@@ -1,0 +1,91 @@
+"""The training form: gradients, causality while it trains, layouts, precision under autocast."""
+
+from dataclasses import replace
+
+import operator_cases as cases
+import pytest
+import torch
+
+
+@pytest.mark.parametrize("name", cases.VARIANTS)
+def test_gradients_are_those_of_finite_differences(name, forms):
+    """`gradients` compares two autograd graphs; this one knows nothing of either."""
+    settings = replace(forms.settings(name), window=min(forms.settings(name).window, 3))
+    settings = replace(settings, conv_taps=min(settings.conv_taps, 3), sinks=min(settings.sinks, 1))
+    case = cases.Case(forms, settings, tokens=7, batch=1)
+    operands = [case.query[..., :3], case.key[..., :3], case.value[..., :2]]
+    alpha, local_scale, conv, query_map, key_map = case.parameters
+    operands += [alpha, local_scale, conv, query_map[:, :3], key_map[:, :3]]
+    leaves = [x.clone().requires_grad_() for x in operands]
+
+    def function(*x):
+        return forms.parallel.parallel(*x, settings=settings, scale=cases.SCALE)
+
+    assert torch.autograd.gradcheck(function, leaves, fast_mode=True)
+
+
+@pytest.mark.parametrize("name", cases.PRESET_NAMES)
+def test_causal_after_optimiser_steps(name, forms):
+    """Training moves every parameter and leaves no way for a token to see the next one."""
+    settings = replace(forms.settings(name), window=8)
+    shape = forms.schema.LayerShape(
+        heads=cases.HEADS, kv_heads=2, head_dim=cases.DIM, value_dim=cases.VALUE_DIM
+    )
+    torch.manual_seed(0)
+    module = forms.module.AugmentedAttention(settings, shape)
+    before = [x.detach().clone() for x in module.parameters()]
+    case = cases.Case(forms, settings, tokens=40, dtype=torch.float32)
+    optimiser = torch.optim.AdamW(module.parameters(), lr=0.05)
+    # The next token's value: a leak would learn it.
+    target = torch.roll(case.value, -1, 2).repeat_interleave(2, 1)
+    for _ in range(8):
+        optimiser.zero_grad()
+        (module(case.query, case.key, case.value, cases.SCALE) - target).square().mean().backward()
+        optimiser.step()
+    assert all(not torch.equal(x, y) for x, y in zip(before, module.parameters(), strict=True))
+    want = module(case.query, case.key, case.value, cases.SCALE).detach()
+    for j in (1, 7, 8, 9, 23, 39):
+        changed = [x.clone() for x in (case.query, case.key, case.value)]
+        for x in changed:
+            x[:, :, j:] = 7.0
+        got = module(*changed, cases.SCALE).detach()
+        cases.close(got[:, :, :j], want[:, :, :j], 1e-6, f"before token {j}")
+    case.parameters = tuple(x.detach() for x in module.operands())
+    scale = module.scale(cases.SCALE)
+    if scale == cases.SCALE:
+        cases.close(cases.Decoder(case).chain([17, 1, 22]), want, 1e-4, "step form of the trained module")
+
+
+@pytest.mark.parametrize("name", cases.VARIANTS)
+def test_inputs_strided_and_unmodified(name, forms):
+    case = cases.Case(forms, forms.settings(name), tokens=21)
+    want = case.parallel()
+    case.query, case.key, case.value = (
+        x.transpose(1, 2).contiguous().transpose(1, 2) for x in (case.query, case.key, case.value)
+    )
+    before = [x.clone() for x in (case.query, case.key, case.value, *case.parameters)]
+    cases.close(case.parallel(), want, 1e-12)
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(before, (case.query, case.key, case.value, *case.parameters), strict=True)
+    )
+
+
+@pytest.mark.parametrize("name", cases.PRESET_NAMES)
+def test_autocast_keeps_the_sums_in_float32(name, forms):
+    """Trainers wrap the model in autocast: the sums over groups must not fall to 16 bits with the products."""
+    case = cases.Case(forms, forms.settings(name), tokens=2000, batch=1, dtype=torch.bfloat16)
+    case.key, case.value = case.key + 0.5, case.value + 0.5
+    want = case.parallel()
+    with torch.autocast("cpu", torch.bfloat16):
+        got = case.parallel()
+    assert got.dtype == torch.bfloat16
+    assert cases.relative(got, want) < 1e-3
+
+
+def test_backward_in_sixteen_bits_is_finite(forms):
+    for name in cases.PRESET_NAMES:
+        case = cases.Case(forms, forms.settings(name), tokens=70, dtype=torch.bfloat16)
+        case.query = (40 * case.query).requires_grad_()
+        case.parallel().float().square().sum().backward()
+        assert case.query.grad.isfinite().all()

@@ -1,0 +1,20 @@
+"""Every form, the reference first: the operator against the definition, for both presets and for settings far from them."""
+
+import operator_cases as cases
+import operator_checks as checks
+import pytest
+import torch
+
+ALL = tuple(cases.VARIANTS)
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("check", checks.CHEAP, ids=lambda check: check.__name__)
+def test_form(check, name, forms):
+    check(forms, name)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+@pytest.mark.parametrize("name", ALL)
+def test_sixteen_bits(name, dtype, forms):
+    checks.sixteen_bits(forms, name, dtype)
