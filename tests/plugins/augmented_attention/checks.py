@@ -63,7 +63,7 @@ def step_is_definition(forms, name):
 
 
 def tree_is_definition(forms, name, *, counts=None, nodes=9, seed=0, roots=1):
-    """Every node of a random tree per batch row, after contexts of any length, equals the definition on its own path."""
+    """Every node of a random tree per batch row, after any context, equals the definition on its path."""
     settings = forms.settings(name)
     rng = np.random.default_rng(seed)
     if counts is None:
@@ -98,7 +98,7 @@ def tree_is_plain_decoding(forms, name):
 
 
 def accept_and_reject(forms, name, *, rounds=14, seed=0, dtype=torch.float64, nodes=7):
-    """Random trees, random accepted paths per row, padded indices; returns (decoder, per row the accepted rows)."""
+    """Random trees, random accepted paths, padded indices; returns (decoder, accepted rows per text)."""
     settings = forms.settings(name)
     rng = np.random.default_rng(seed)
     batch, longest = 3, 4 * settings.window + 40
@@ -122,7 +122,7 @@ def accept_and_reject(forms, name, *, rounds=14, seed=0, dtype=torch.float64, no
 
 
 def state_is_definition(forms, name, *, seed=0, dtype=torch.float64, tolerance=EXACT, rounds=14):
-    """After random accepts and rejects every part of the state is the definition's, from the accepted tokens alone."""
+    """After random accepts and rejects the state is the definition's, of the accepted tokens alone."""
     decoder, kept = accept_and_reject(forms, name, seed=seed, dtype=dtype, rounds=rounds)
     case, settings = decoder.case, decoder.case.settings
     _, key, value = case.arrays()
@@ -181,7 +181,7 @@ def causal(forms, name):
 
 
 def sixteen_bits(forms, name, dtype):
-    """16-bit inputs: the output loses at most twice what the naive form loses; the float32 state loses nothing."""
+    """16-bit inputs: the output loses at most twice what the naive form loses, the state nothing."""
     settings = forms.settings(name)
     tokens = 21 if name in SMALL else 80
     case = Case(forms, settings, tokens=tokens, batch=1, dtype=dtype)
@@ -235,7 +235,7 @@ def module_starts_as_its_preset(forms, name):
     settings = forms.settings(name)
     shape = forms.schema.LayerShape(heads=HEADS, kv_heads=KV_HEADS, head_dim=DIM, value_dim=VALUE_DIM)
     module = forms.module.AugmentedAttention(settings, shape)
-    case = Case(SimpleNamespace(**vars(forms)), settings, tokens=20, dtype=torch.float32)
+    case = Case(forms, settings, tokens=20, dtype=torch.float32)
     with torch.no_grad():
         for i, parameter in enumerate(module.parameters()):
             parameter.add_(0.1 * torch.sin(torch.arange(parameter.numel()) + i).reshape(parameter.shape))

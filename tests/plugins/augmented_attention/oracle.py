@@ -1,6 +1,7 @@
-"""A second oracle: the definition as one quadratic matrix per head, in NumPy float64, over any tree. Shares no code with the operator.
+"""A second oracle: the definition as one quadratic matrix per head, in NumPy float64, over any tree.
 
-A text is the tree in which every node's ancestors are all earlier nodes. Nothing here knows about steps, rings, commits or chunks.
+It shares no code with the operator. A text is the tree in which every node's ancestors are all earlier nodes;
+nothing here knows about steps, rings, commits or chunks.
 """
 
 import numpy as np

@@ -73,7 +73,7 @@ def test_inputs_strided_and_unmodified(name, forms):
 
 @pytest.mark.parametrize("name", cases.PRESET_NAMES)
 def test_autocast_keeps_the_sums_in_float32(name, forms):
-    """Trainers wrap the model in autocast: the sums over groups must not fall to 16 bits with the products."""
+    """Trainers wrap the model in autocast: the sums over groups must not fall to 16 bits as well."""
     case = cases.Case(forms, forms.settings(name), tokens=2000, batch=1, dtype=torch.bfloat16)
     case.key, case.value = case.key + 0.5, case.value + 0.5
     want = case.parallel()

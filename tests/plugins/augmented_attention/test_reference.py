@@ -1,4 +1,4 @@
-"""Every form, the reference first: the operator against the definition, for both presets and for settings far from them."""
+"""Every form, the reference first, against the definition: both presets and settings far from them."""
 
 import operator_cases as cases
 import operator_checks as checks

@@ -99,7 +99,7 @@ def test_state_shapes(name):
 
 @pytest.mark.parametrize("pattern", ["grouped", "sliding", "none"])
 def test_what_has_folded_is_what_no_later_query_is_local_to(pattern):
-    """For every length: the largest prefix outside the group or window of the next query and of all after it."""
+    """The largest prefix outside the group or window of the next query and of all after it."""
     local = "none" if pattern == "none" else "relu2"
     settings = AttentionSettings(local=local, pattern=pattern, window=5)
     for length in range(40):

@@ -20,7 +20,7 @@ ORACLE = Path(__file__).parents[4] / "shared" / "reference_state.py"
 def test_trees_after_every_remainder(name, first, forms):
     """Contexts of r and 64 + r (or 128 + r) tokens for every r in 0 .. 63, as one ragged batch."""
     remainders = range(first, first + 16)
-    counts = [r for r in remainders] + [64 * (1 + r % 2) + r for r in remainders]
+    counts = [*remainders, *(64 * (1 + r % 2) + r for r in remainders)]
     checks.tree_is_definition(forms, name, counts=counts, nodes=12, seed=first)
 
 
@@ -125,7 +125,7 @@ def test_non_contiguous_inputs(name, forms):
 
 @pytest.mark.parametrize("name", cases.VARIANTS)
 def test_rows_that_hold_nothing_do_not_matter(name, forms):
-    """Empty window rows, pending rows that were not accepted and padding of accept_index may hold anything finite."""
+    """Empty window rows, rows that were not accepted and padded indices may hold anything finite."""
     case = cases.Case(forms, forms.settings(name), tokens=20)
     clean, dirty = cases.Decoder(case), cases.Decoder(case)
     dirty.state = [
@@ -175,7 +175,7 @@ def test_batch_rows_are_independent(name, forms):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", cases.PRESET_NAMES)
 def test_no_drift_over_two_thousand_steps(name, dtype, forms):
-    """Token by token; the float32 state stays within 1e-5 of float64 sums of the very rows that were committed."""
+    """The float32 state stays within 1e-5 of the float64 sums of the very rows that were committed."""
     drift(forms, name, dtype, [1] * 2000)
 
 
@@ -240,7 +240,7 @@ def test_autocast_does_not_touch_the_state(name, forms):
 @pytest.mark.skipif(not ORACLE.exists(), reason="needs the shared reference")
 @pytest.mark.parametrize("seed", range(4))
 def test_against_the_shared_reference(seed, forms):
-    """The 60-line executable form of the method, an independent hand: verification and commits over random trees."""
+    """Verification and commits over random trees, against an independent executable form."""
     spec = importlib.util.spec_from_file_location("reference_state", ORACLE)
     shared = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(shared)
