@@ -23,7 +23,7 @@ from lineahead.plugins.augmented_attention.module import AugmentedAttention
 NAMESPACE = "lineahead"  # the bundled copy uses another, so that both can live in one process
 
 Softmax = Literal["sdpa", "eager"]
-Result = tuple[Tensor, Tensor | None]
+Attended = tuple[Tensor, Tensor | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +122,7 @@ class Implementation:
         scaling: float | None = None,
         dropout: float = 0.0,
         **kwargs: Any,
-    ) -> Result:
+    ) -> Attended:
         """Attend, by the module's operator if it has one; called by transformers.
 
         Args:
@@ -195,7 +195,7 @@ class Implementation:
         scaling: float | None,
         dropout: float,
         kwargs: dict[str, Any],
-    ) -> Result:
+    ) -> Attended:
         if mask is not None and mask.dim() == 2:
             raise ArchitectureError(
                 f"{type(module).__name__} is not converted, but was given a padding mask only",
@@ -206,7 +206,7 @@ class Implementation:
         else:
             attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
         return cast(
-            Result, attend(module, query, key, value, mask, scaling=scaling, dropout=dropout, **kwargs)
+            Attended, attend(module, query, key, value, mask, scaling=scaling, dropout=dropout, **kwargs)
         )
 
 

@@ -5,7 +5,7 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +14,7 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from lineahead.errors import ArtifactError, CheckpointError, InputError
+from lineahead.errors import ArchitectureError, ArtifactError, CheckpointError, InputError
 from lineahead.plugins.augmented_attention.huggingface.attention import (
     Implementation,
     Softmax,
@@ -53,6 +53,7 @@ class _LinearModel:
     """What a base model class gains: the operators in its layers, and a cache of constant size."""
 
     config: Any
+    softmax_class: type[PreTrainedModel]
 
     def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
@@ -83,6 +84,14 @@ class _LinearModel:
         write_code(folder)
         super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
 
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        return True  # transformers would search the source file of this class for an attention layer
+
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        return bool(cls.softmax_class._can_set_experts_implementation())
+
     def _prepare_cache_for_generation(
         self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> None:
@@ -93,10 +102,10 @@ class _LinearModel:
                 hint="Drop cache_implementation: the state already has a constant size.",
             )
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)  # type: ignore[misc]
-        cache = model_kwargs.get("past_key_values")
-        if isinstance(cache, Cache) and not given and not in_softmax_mode():
+        states = model_kwargs.get("past_key_values")
+        if isinstance(states, Cache) and not given and not in_softmax_mode():
             install_states(
-                cache,
+                states,
                 layers_of(self.config),
                 recording=bool(getattr(generation_config, "is_assistant", False)),
             )
@@ -158,17 +167,22 @@ def _route(model: PreTrainedModel) -> None:
     softmax: Softmax = "eager" if config._attn_implementation == "eager" else "sdpa"
     implementation = Implementation(softmax=softmax, hybrid=model.config.lineahead["hybrid"])
     model.set_attn_implementation(implementation.register())
+    if config._attn_implementation != implementation.name:
+        raise ArchitectureError(
+            f"{type(model).__name__} kept {config._attn_implementation} attention",
+            hint="See `lineahead architectures` for what is supported.",
+        )
     for layer in layers_of(model.config):
         model.get_submodule(layer.name).register_forward_pre_hook(find_state, with_kwargs=True)
 
 
-@lru_cache(maxsize=None)
+@cache
 def linear_config_class(base: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
     """The subclass of a config class that describes a converted model."""
     return cast(type[PreTrainedConfig], _subclass(_LinearConfig, base, model_type=MODEL_TYPE))
 
 
-@lru_cache(maxsize=None)
+@cache
 def linear_model_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
     """The subclass of a model class whose listed layers are linear."""
     return cast(
@@ -177,6 +191,7 @@ def linear_model_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
             _LinearModel,
             base,
             config_class=linear_config_class(base.config_class),
+            softmax_class=base,
             _keep_in_fp32_modules_strict={ATTRIBUTE, *(base._keep_in_fp32_modules_strict or ())},
             _auto_class=None,
         ),
