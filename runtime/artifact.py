@@ -1,0 +1,135 @@
+"""The artifact folder as the runtime sees it: its files, and the numbers that decoding needs."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from lineahead.errors import ArtifactError
+
+CONFIG, GENERATION = "config.json", "generation_config.json"
+PRECISIONS = ("fp32", "int8", "int4")
+LIMIT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length")
+ROTARY_KEYS = ("rope_theta", "rope_parameters", "rope_scaling", "rotary_emb_base", "rotary_pct", "alibi")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """One artifact folder.
+
+    Attributes:
+        folder: where it is.
+        vocab_size: rows of the embedding table.
+        position_limit: tokens that the position table or the training context covers; None when unlimited.
+        learned_positions: whether positions beyond the limit do not exist at all, rather than being merely
+            untrained.
+        eos: tokens that end a text.
+    """
+
+    folder: Path
+    vocab_size: int
+    position_limit: int | None
+    learned_positions: bool
+    eos: frozenset[int]
+
+    def graph(self, precision: str) -> Path:
+        """The verifier's ONNX file.
+
+        Raises:
+            ArtifactError: when there is none of that precision.
+        """
+        name = "verifier.onnx" if precision == "fp32" else f"verifier_{precision}.onnx"
+        path = self.folder / "onnx" / name
+        if not path.is_file():
+            have = [one for one in PRECISIONS if one != precision and self._has(one)]
+            other = f", or use --precision {have[0]}" if have else ""
+            raise ArtifactError(
+                f"{self.folder}: no onnx/{name}", hint=f"Run `lineahead export onnx {self.folder}`{other}."
+            )
+        return path
+
+    def _has(self, precision: str) -> bool:
+        name = "verifier.onnx" if precision == "fp32" else f"verifier_{precision}.onnx"
+        return (self.folder / "onnx" / name).is_file()
+
+    @property
+    def has_draft(self) -> bool:
+        """Whether draft heads were exported."""
+        return (self.folder / "onnx" / "draft.onnx").is_file()
+
+    def draft_graph(self) -> Path:
+        """The draft heads' ONNX file.
+
+        Raises:
+            ArtifactError: when there is none.
+        """
+        if not self.has_draft:
+            raise ArtifactError(
+                f"{self.folder}: no onnx/draft.onnx",
+                hint="Run `lineahead draft`, then `lineahead export onnx` on it; or use lookup.",
+            )
+        return self.folder / "onnx" / "draft.onnx"
+
+    def identity(self) -> str:
+        """SHA-256 of weights and operator settings: what a saved state belongs to, on any backend.
+
+        Raises:
+            ArtifactError: when the folder has no weights.
+        """
+        return _identity(self.folder)
+
+
+@cache
+def _identity(folder: Path) -> str:
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ArtifactError(
+            f"{folder}: no *.safetensors, so a state cannot be tied to its model",
+            hint="Copy the weights beside onnx/.",
+        )
+    total = hashlib.sha256(json.dumps(_read(folder / CONFIG).get("lineahead"), sort_keys=True).encode())
+    for file in files:
+        with file.open("rb") as data:
+            while block := data.read(1 << 22):
+                total.update(block)
+    return total.hexdigest()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(
+            f"{path}: cannot be read: {error}", hint="Convert or export the checkpoint again."
+        ) from error
+    if not isinstance(data, dict):
+        raise ArtifactError(f"{path}: not a JSON object", hint="Convert or export the checkpoint again.")
+    return data
+
+
+def read_artifact(folder: Path) -> Artifact:
+    """Read what decoding needs to know about `folder`.
+
+    Raises:
+        ArtifactError: when it is not an artifact folder or its config lacks a number.
+    """
+    if not (folder / CONFIG).is_file():
+        raise ArtifactError(
+            f"{folder}: no {CONFIG}: not an artifact folder", hint="Make one with `lineahead convert`."
+        )
+    config = _read(folder / CONFIG)
+    text = config.get("text_config", config)
+    if not isinstance(text.get("vocab_size"), int):
+        raise ArtifactError(f"{folder / CONFIG}: no vocab_size", hint="Convert the checkpoint again.")
+    limits = [text[key] for key in LIMIT_KEYS if isinstance(text.get(key), int)]
+    generation = _read(folder / GENERATION) if (folder / GENERATION).is_file() else {}
+    eos = generation.get("eos_token_id", text.get("eos_token_id"))
+    return Artifact(
+        folder=folder,
+        vocab_size=text["vocab_size"],
+        position_limit=min(limits, default=None),
+        learned_positions=bool(limits) and not any(text.get(key) for key in ROTARY_KEYS),
+        eos=frozenset(eos if isinstance(eos, list) else [] if eos is None else [eos]),
+    )

@@ -1,0 +1,168 @@
+"""The step model in eager torch: the reference backend, and the one that needs no export."""
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lineahead.errors import ArtifactError, BackendError
+from lineahead.plugins.step_graph import LENGTH_IN
+from lineahead.runtime.artifact import Artifact
+from lineahead.runtime.session import Ints, Session, SessionInfo, StepInput, StepOutput, check
+
+DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+
+class EagerSession(Session):
+    """A `StepModel` and the decoding state of a batch, on any torch device."""
+
+    def __init__(self, model: Any, *, identity: Any, info: SessionInfo, names: Sequence[str]) -> None:
+        """Take over a model; use :meth:`load` for an artifact.
+
+        Args:
+            model: a ``plugins.augmented_attention.huggingface.step_model.StepModel``.
+            identity: gives the model's hash, for saved states.
+            info: what is running.
+            names: the carried inputs in the model's order, ``past.*`` and ``pending.*``.
+        """
+        self._model, self.identity, self.info = model, identity, info
+        self._names = list(names)
+        self.reset(0)
+
+    @classmethod
+    def load(
+        cls, artifact: Artifact, *, precision: str = "fp32", device: str = "cpu", threads: int = 0
+    ) -> "EagerSession":
+        """Load the checkpoint in the artifact folder.
+
+        Raises:
+            BackendError: when torch or transformers is not installed, or the precision is not torch's.
+        """
+        if precision not in DTYPES:
+            raise BackendError(
+                f"the eager backend has no precision {precision!r}",
+                hint=f"Choose one of: {', '.join(DTYPES)}; int8 and int4 are ONNX Runtime's.",
+            )
+        try:
+            import torch
+
+            from lineahead.plugins.augmented_attention.huggingface.modeling import (
+                LineaheadForCausalLM,
+                layers_of,
+            )
+            from lineahead.plugins.augmented_attention.huggingface.step_model import StepModel
+        except ModuleNotFoundError as error:
+            raise BackendError(
+                f"the eager backend needs {error.name}",
+                hint="Install torch and transformers, or use ONNX Runtime.",
+            ) from error
+        if threads:
+            torch.set_num_threads(threads)
+        loaded = LineaheadForCausalLM.from_pretrained(
+            artifact.folder, dtype=getattr(torch, DTYPES[precision])
+        )
+        model = StepModel(loaded.to(device), layers_of(loaded.config))
+        return cls(
+            model,
+            identity=artifact.identity,
+            info=SessionInfo(
+                backend="eager", precision=precision, implementation="eager", device=device, threads=threads
+            ),
+            names=carried_names(model),
+        )
+
+    @property
+    def length(self) -> Ints:
+        """Tokens committed, ``[B]``."""
+        return self._length
+
+    def reset(self, batch: int) -> None:
+        """Start over with `batch` empty sequences."""
+        self._length = np.zeros(batch, np.int64)
+        self._carried = list(self._model.empty(batch))
+        self._nodes = 0
+
+    def step(self, inputs: StepInput) -> StepOutput:
+        """Commit, then score the nodes; as :meth:`Session.step`."""
+        import torch
+
+        check(inputs, len(self._length), self._nodes)
+        arrays = (inputs.input_ids, inputs.ancestors, inputs.output_index, inputs.accept_index)
+        call = [self._tensor(array) for array in (*arrays, inputs.accept_count, self._length)]
+        with torch.inference_mode(), _reported():
+            logits, hidden, _, *carried = self._model(*call, *self._carried)
+        self._carried, self._nodes = carried, inputs.input_ids.shape[1]
+        self._length = self._length + inputs.accept_count
+        return StepOutput(logits=logits.float().cpu().numpy(), hidden=hidden.float().cpu().numpy())
+
+    def _tensor(self, array: npt.NDArray[Any]) -> Any:
+        import torch
+
+        return torch.from_numpy(np.array(array)).to(self._device)
+
+    @property
+    def _device(self) -> Any:
+        return self._model.model.device
+
+    def fork(self, rows: Sequence[int]) -> None:
+        """Continue with `rows`; as :meth:`Session.fork`."""
+        pick = np.asarray(rows, np.int64)
+        fresh = pick < 0
+        if not len(self._length):
+            self.reset(len(rows))
+            return
+        index, empty = self._tensor(np.maximum(pick, 0)), self._tensor(fresh)
+        self._carried = [tensor[index] for tensor in self._carried]
+        for tensor in self._carried:
+            tensor[empty] = 0
+        self._length = np.where(fresh, 0, self._length[np.maximum(pick, 0)])
+
+    def read_state(self) -> dict[str, npt.NDArray[np.generic]]:
+        """Copies of the committed state; half precisions are widened, so that any backend can load them."""
+        named = zip(self._names, self._carried, strict=True)
+        state = {name: tensor.float().cpu().numpy() for name, tensor in named if name.startswith("past.")}
+        return {LENGTH_IN: self._length.copy(), **state}
+
+    def write_state(self, tensors: dict[str, npt.NDArray[np.generic]]) -> None:
+        """Replace the state; as :meth:`Session.write_state`."""
+        self.reset(len(tensors.get(LENGTH_IN, ())))
+        wanted = {LENGTH_IN: self._length.shape}
+        wanted |= {
+            name: tuple(tensor.shape)
+            for name, tensor in zip(self._names, self._carried, strict=True)
+            if name.startswith("past.")
+        }
+        found = {name: array.shape for name, array in tensors.items()}
+        for name in sorted(wanted.keys() | found.keys()):
+            if wanted.get(name) != found.get(name):
+                raise ArtifactError(
+                    f"saved state: {name} has shape {found.get(name)}, this model's is {wanted.get(name)}",
+                    hint="Load the state into the artifact that it was saved from.",
+                )
+        self._length = tensors[LENGTH_IN].astype(np.int64)
+        for place, name in enumerate(self._names):
+            if name in tensors:
+                self._carried[place] = self._tensor(tensors[name]).to(self._carried[place].dtype)
+
+
+def carried_names(model: Any) -> list[str]:
+    """Names of the tensors that a step model carries from call to call, in its order."""
+    from lineahead.plugins.step_graph import layer_ports
+
+    return [
+        name for layer in model.layers for name in layer_ports(layer.settings, layer.index, "past", "pending")
+    ]
+
+
+@contextlib.contextmanager
+def _reported() -> Any:
+    """Turn torch's errors into a BackendError."""
+    try:
+        yield
+    except (RuntimeError, IndexError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise BackendError(
+            f"the step failed: {first}", hint="Run `lineahead verify` on the artifact."
+        ) from error

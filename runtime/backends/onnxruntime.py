@@ -1,0 +1,159 @@
+"""The step graph on ONNX Runtime: state stays in bound buffers and never passes through Python."""
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lineahead.errors import ArtifactError, BackendError
+from lineahead.plugins.augmented_attention import native
+from lineahead.plugins.augmented_attention.native import Implementation
+from lineahead.plugins.step_graph import HIDDEN_STATES, LENGTH_IN, LOGITS
+from lineahead.runtime.backends.ort_buffers import Array, Buffers, Port, carried_ports
+from lineahead.runtime.backends.ort_library import PROVIDERS, Provider, open_graph, reported
+from lineahead.runtime.session import Ints, Session, SessionInfo, StepInput, StepOutput, check
+
+logger = logging.getLogger(__name__)
+REDO = "Run `lineahead verify` on the artifact, and export it again if that fails."
+
+
+def native_kernels(wanted: Implementation | None, provider: Provider) -> Path | None:
+    """The library of native kernels to register, or None when the function bodies run; the log says which.
+
+    Raises:
+        BackendError: when `wanted` is ``native`` and there can be no kernel here.
+    """
+    if provider == "cpu":
+        return native.resolve(wanted)
+    if wanted == "native":
+        raise BackendError(
+            "the native kernel runs on the CPU only", hint="Use 'function' or 'auto' with this provider."
+        )
+    logger.info("augmented attention runs as an ONNX function body (provider %s)", provider)
+    return None
+
+
+class OnnxRuntimeSession(Session):
+    """A step graph and the decoding state of a batch.
+
+    Function bodies read and write two state sets that swap; a native kernel updates one set in place. The
+    length is counted on the host, so it is never aliased.
+    """
+
+    def __init__(
+        self,
+        graph: Path,
+        *,
+        identity: Callable[[], str],
+        precision: str = "fp32",
+        provider: Provider = "cpu",
+        threads: int = 0,
+        implementation: Implementation | None = None,
+    ) -> None:
+        """Load the graph; the session holds no rows until :meth:`reset`.
+
+        Args:
+            graph: ``onnx/verifier*.onnx``.
+            identity: gives the model's hash, for saved states.
+            precision: of the weights, for reports.
+            provider: ``cpu`` or ``cuda``.
+            threads: intra-operator threads; 0 lets ONNX Runtime choose.
+            implementation: ``native`` kernel, ``function`` bodies, ``auto``, or None for what the
+                environment says.
+
+        Raises:
+            ArtifactError: when the file is missing or not a step graph.
+            BackendError: when ONNX Runtime, the provider or the kernel is not there.
+        """
+        kernels = native_kernels(implementation, provider)
+        self._session: Any = open_graph(graph, provider=provider, threads=threads, kernels=kernels)
+        self._ports: tuple[list[Port], list[Port]] = carried_ports(self._session)
+        shapes = {one.name: one.shape for one in self._session.get_outputs()}
+        self._widths = int(shapes[LOGITS][-1]), int(shapes[HIDDEN_STATES][-1])
+        self._provider, self._in_place = provider, kernels is not None
+        self.identity = identity
+        self.info = SessionInfo(
+            backend="onnxruntime",
+            precision=precision,
+            implementation="function" if kernels is None else "native",
+            device=PROVIDERS[provider],
+            threads=threads,
+        )
+        logger.info("%s: %s", graph, self.info)
+        self.reset(0)
+
+    @property
+    def length(self) -> Ints:
+        """Tokens committed, ``[B]``."""
+        return self._length
+
+    def reset(self, batch: int) -> None:
+        """Start over with `batch` empty sequences."""
+        self._length = np.zeros(batch, np.int64)
+        self._buffers = self._new(batch)
+
+    def _new(self, batch: int) -> Buffers:
+        return Buffers(
+            self._session, self._ports, batch=batch, provider=self._provider, in_place=self._in_place
+        )
+
+    def step(self, inputs: StepInput) -> StepOutput:
+        """Commit, then score the nodes; as :meth:`Session.step`."""
+        check(inputs, len(self._length), self._buffers.nodes)
+        call: dict[str, Array] = {
+            "input_ids": inputs.input_ids,
+            "ancestors": np.ascontiguousarray(inputs.ancestors),
+            "output_index": inputs.output_index,
+            "accept_index": inputs.accept_index,
+            "accept_count": inputs.accept_count,
+            LENGTH_IN: self._length,
+        }
+        nodes, results = inputs.input_ids.shape[1], inputs.output_index.shape[1]
+        with reported("the step failed", REDO):
+            logits, hidden = self._buffers.run(call, nodes, results, self._widths)
+        self._length = self._length + inputs.accept_count
+        return StepOutput(logits=logits, hidden=hidden)  # type: ignore[arg-type]
+
+    def fork(self, rows: Sequence[int]) -> None:
+        """Continue with `rows`; as :meth:`Session.fork`. Copies through the host."""
+        old, nodes = self._buffers.read(), self._buffers.nodes
+        pick = np.asarray(rows, np.int64)
+        fresh = pick < 0
+        buffers = self._new(len(rows))
+        selected = [{name: _rows(array, pick, fresh) for name, array in part.items()} for part in old]
+        buffers.write(selected[0], selected[1], nodes)
+        self._length = _rows(self._length, pick, fresh)
+        self._buffers = buffers
+
+    def read_state(self) -> dict[str, Array]:
+        """Copies of the committed state."""
+        return {LENGTH_IN: self._length.copy(), **self._buffers.read()[0]}
+
+    def write_state(self, tensors: dict[str, Array]) -> None:
+        """Replace the state; as :meth:`Session.write_state`."""
+        batch = len(tensors.get(LENGTH_IN, ()))
+        wanted: dict[str, tuple[tuple[int, ...], Any]] = {
+            port.past: (port.sized(batch, 0), np.dtype(port.dtype)) for port in self._ports[0]
+        }
+        wanted[LENGTH_IN] = ((batch,), np.dtype(np.int64))
+        found = {name: (array.shape, array.dtype) for name, array in tensors.items()}
+        for name in sorted(wanted.keys() | found.keys()):
+            if wanted.get(name) != found.get(name):
+                raise ArtifactError(
+                    f"saved state: {name} is {found.get(name)}, this model has {wanted.get(name)}",
+                    hint="Load the state into the artifact that it was saved from.",
+                )
+        self.reset(batch)
+        self._length = tensors[LENGTH_IN].astype(np.int64)
+        self._buffers.write({port.past: tensors[port.past] for port in self._ports[0]}, {}, 0)
+
+
+def _rows(array: Any, pick: Ints, fresh: Any) -> Any:
+    """Rows of `array` by index, zeros where `fresh`."""
+    if not len(array):
+        return np.zeros((len(pick), *array.shape[1:]), array.dtype)
+    picked = array[np.maximum(pick, 0)]
+    picked[fresh] = 0
+    return picked

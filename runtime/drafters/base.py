@@ -1,0 +1,53 @@
+"""What a drafter is."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from lineahead.runtime.sampling import SamplingParams
+from lineahead.runtime.tree import Tree
+
+
+@dataclass(frozen=True, kw_only=True)
+class DraftRow:
+    """One sequence that wants a proposal.
+
+    Attributes:
+        request: number of the request; state that a drafter keeps per sequence is kept under it.
+        tokens: the text so far; the last token is the root of the tree, and has not been through the model.
+            Not to be kept or changed: it grows between calls.
+        hidden: ``[E]`` float32, the model's hidden state at the token before the root.
+        depth: longest useful path below the root.
+        nodes: most nodes below the root.
+        params: how the request is sampled; a drafter that draws truncates its distribution with them.
+        random: the request's random stream, for drafters that draw.
+    """
+
+    request: int
+    tokens: Sequence[int]
+    hidden: npt.NDArray[np.float32] | None
+    depth: int
+    nodes: int
+    params: SamplingParams
+    random: np.random.Generator
+
+
+class Drafter(Protocol):
+    """Proposes a tree per sequence. Adding one: CONTRIBUTING, "add a drafter"."""
+
+    @property
+    def name(self) -> str:
+        """What reports call it."""
+
+    @property
+    def max_nodes(self) -> int:
+        """Most nodes below the root that it ever proposes."""
+
+    def propose(self, rows: Sequence[DraftRow]) -> list[Tree]:
+        """One tree per row, rooted at its last token; the root alone when there is nothing to propose."""
+
+    def forget(self, requests: Iterable[int]) -> None:
+        """Drop what is kept for requests that have ended."""

@@ -1,0 +1,291 @@
+"""Prompt in, text out: an artifact folder, a backend and a drafter behind one object."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lineahead.errors import BackendError, InputError
+from lineahead.plugins.augmented_attention.native import Implementation
+from lineahead.runtime.acceptance import Acceptance, lossless
+from lineahead.runtime.artifact import Artifact, read_artifact
+from lineahead.runtime.backends.ort_library import Provider
+from lineahead.runtime.drafters import Drafter, LookupDrafter, NoDrafter
+from lineahead.runtime.drafters.medusa import MedusaDrafter, Shape
+from lineahead.runtime.governor import Governor
+from lineahead.runtime.row import Finish, Row
+from lineahead.runtime.sampling import SamplingParams, stream
+from lineahead.runtime.session import Session
+from lineahead.runtime.speculate import Decoder, Event
+from lineahead.runtime.statistics import Statistics
+from lineahead.runtime.tokenizer import TextStream, Tokenizer
+
+Prompt = str | Sequence[int]
+DRAFTERS = ("none", "lookup", "medusa")
+BACKENDS = ("onnxruntime", "eager")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """The result for one prompt.
+
+    Attributes:
+        prompt_tokens: number of tokens of the prompt.
+        tokens: generated tokens, an end-of-sequence token included.
+        text: their text, cut at a stop string.
+        finish: ``eos``, ``stop``, ``length`` or ``context``.
+    """
+
+    prompt_tokens: int
+    tokens: tuple[int, ...]
+    text: str
+    finish: Finish
+
+
+class Generator:
+    """A loaded model. Not safe for use from several threads at once.
+
+    Attributes:
+        artifact: the folder's facts.
+        session: the backend.
+        tokenizer: of the model.
+        drafter: what proposes by default.
+        statistics: of the last run.
+    """
+
+    def __init__(
+        self, artifact: Artifact, session: Session, tokenizer: Tokenizer, drafter: Drafter | None = None
+    ) -> None:
+        """Put the parts together; :meth:`load` makes them."""
+        self.artifact, self.session, self.tokenizer = artifact, session, tokenizer
+        self.drafter: Drafter = drafter or NoDrafter()
+        self.statistics = Statistics()
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path | str,
+        *,
+        backend: str = "onnxruntime",
+        precision: str = "fp32",
+        drafter: str = "none",
+        draft_nodes: int = 8,
+        provider: Provider = "cpu",
+        threads: int = 0,
+        implementation: Implementation | None = None,
+    ) -> "Generator":
+        """Open an artifact folder.
+
+        Args:
+            folder: as written by ``lineahead convert`` and ``lineahead export``.
+            backend: ``onnxruntime`` or ``eager``.
+            precision: ``fp32``, ``int8`` or ``int4`` (ONNX Runtime).
+            drafter: ``none``, ``lookup`` or ``medusa``.
+            draft_nodes: most nodes proposed per step.
+            provider: ``cpu`` or ``cuda``.
+            threads: threads of the backend; 0 lets it choose.
+            implementation: of the operator on ONNX Runtime: ``auto``, ``native``, ``function``,
+                or None for what the environment says.
+
+        Raises:
+            ArtifactError: when a file is missing.
+            BackendError: when the backend is not usable here.
+        """
+        artifact = read_artifact(Path(folder))
+        tokenizer = Tokenizer(artifact.folder)
+        session = open_session(
+            artifact,
+            backend=backend,
+            precision=precision,
+            provider=provider,
+            threads=threads,
+            implementation=implementation,
+        )
+        made = open_drafter(artifact, drafter, nodes=draft_nodes, provider=provider, threads=threads)
+        return cls(artifact, session, tokenizer, made)
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Tokens of a prompt, checked.
+
+        Raises:
+            InputError: when it has no tokens, or tokens that the model does not know.
+        """
+        tokens = (
+            self.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
+        )
+        if not tokens:
+            raise InputError("the prompt has no tokens", hint="Give at least one token; a BOS token will do.")
+        wrong = next((token for token in tokens if not 0 <= token < self.artifact.vocab_size), None)
+        if wrong is not None:
+            raise InputError(
+                f"token {wrong} is outside the vocabulary of {self.artifact.vocab_size}",
+                hint="Use the tokenizer of this artifact.",
+            )
+        return tokens
+
+    def chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Tokens of a conversation, ready to pass as a prompt."""
+        return self.encode(self.tokenizer.chat(messages))
+
+    def rows(
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams],
+        *,
+        ignore_position_limit: bool = False,
+    ) -> list[Row]:
+        """Requests for a :class:`Decoder`, numbered from 0; each has a random stream of its own.
+
+        Raises:
+            InputError: when a prompt is empty or longer than the position table covers.
+        """
+        each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
+        if len(each) != len(prompts):
+            raise InputError(
+                f"{len(prompts)} prompts, {len(each)} parameters", hint="Give one for all, or one each."
+            )
+        limit = self._limit(ignore=ignore_position_limit)
+        rows = []
+        for request, (prompt, one) in enumerate(zip(prompts, each, strict=True)):
+            tokens = self.encode(prompt)
+            if limit is not None and len(tokens) >= limit:
+                raise InputError(
+                    f"prompt {request} has {len(tokens)} tokens, the model's positions end at {limit}",
+                    hint="Shorten it, or pass --ignore-position-limit (quality may suffer).",
+                )
+            row = Row(
+                request=request,
+                tokens=tokens,
+                prompt=len(tokens),
+                params=one,
+                random=stream(one, request),
+                eos=self.artifact.eos,
+                limit=limit,
+                text=TextStream(self.tokenizer, tokens, one.stop),
+            )
+            rows.append(row)
+        return rows
+
+    def _limit(self, *, ignore: bool) -> int | None:
+        """Longest text allowed."""
+        if ignore and self.artifact.learned_positions:
+            raise InputError(
+                f"the position table has {self.artifact.position_limit} rows and ends there",
+                hint="Only models with rotary or no positions can go beyond it.",
+            )
+        return None if ignore else self.artifact.position_limit
+
+    def stream(
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] = SamplingParams(),  # noqa: B008 (frozen)
+        *,
+        drafter: Drafter | None = None,
+        acceptance: Acceptance = lossless,
+        governed: bool = False,
+        ignore_position_limit: bool = False,
+    ) -> Iterator[Event]:
+        """Decode prompts together, yielding what each step adds to each of them; ends when all have ended.
+
+        Args:
+            prompts: texts or token lists.
+            params: one for all, or one each.
+            drafter: instead of the generator's own.
+            acceptance: anything but the default may change the distribution.
+            governed: let a governor choose the draft length.
+            ignore_position_limit: go on past the length that the model's positions were made for.
+
+        Raises:
+            InputError: as :meth:`rows`.
+            BackendError: when the backend fails.
+        """
+        rows = self.rows(prompts, params, ignore_position_limit=ignore_position_limit)
+        used = drafter or self.drafter
+        governor = Governor(used.max_nodes) if governed else None
+        decoder = Decoder(self.session, used, acceptance=acceptance, governor=governor)
+        self.statistics = decoder.statistics
+        decoder.admit(rows)
+        try:
+            yield from decoder.run()
+        finally:
+            used.forget([row.request for row in rows])
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] = SamplingParams(),  # noqa: B008 (frozen)
+        **options: Any,
+    ) -> list[Generation]:
+        """Decode prompts together; arguments as :meth:`stream`."""
+        encoded = [self.encode(prompt) for prompt in prompts]
+        tokens: list[list[int]] = [[] for _ in prompts]
+        text = ["" for _ in prompts]
+        finish: list[Finish] = ["length" for _ in prompts]
+        for event in self.stream(encoded, params, **options):
+            tokens[event.request].extend(event.tokens)
+            text[event.request] += event.text
+            finish[event.request] = event.finish or finish[event.request]
+        return [
+            Generation(prompt_tokens=len(encoded[i]), tokens=tuple(tokens[i]), text=text[i], finish=finish[i])
+            for i in range(len(prompts))
+        ]
+
+
+def open_session(
+    artifact: Artifact,
+    *,
+    backend: str = "onnxruntime",
+    precision: str = "fp32",
+    provider: Provider = "cpu",
+    threads: int = 0,
+    implementation: Implementation | None = None,
+) -> Session:
+    """The backend by name; a new backend is one file in ``backends/`` and one branch here.
+
+    Raises:
+        BackendError: when there is no such backend, or it is not usable here.
+        ArtifactError: when its graph or weights are missing.
+    """
+    if backend == "onnxruntime":
+        from lineahead.runtime.backends.onnxruntime import OnnxRuntimeSession
+
+        return OnnxRuntimeSession(
+            artifact.graph(precision),
+            identity=artifact.identity,
+            precision=precision,
+            provider=provider,
+            threads=threads,
+            implementation=implementation,
+        )
+    if backend == "eager":
+        from lineahead.runtime.backends.eager import EagerSession
+
+        return EagerSession.load(artifact, precision=precision, device=provider, threads=threads)
+    raise BackendError(f"unknown backend {backend!r}", hint=f"Choose one of: {', '.join(BACKENDS)}.")
+
+
+def open_drafter(
+    artifact: Artifact,
+    name: str,
+    *,
+    nodes: int = 8,
+    shape: Shape = "adaptive",
+    provider: Provider = "cpu",
+    threads: int = 0,
+) -> Drafter:
+    """The drafter by name; a new drafter is one file in ``drafters/`` and one branch here.
+
+    Raises:
+        InputError: when there is no such drafter.
+        ArtifactError: when its graph is missing.
+    """
+    if name == "none":
+        return NoDrafter()
+    if name == "lookup":
+        return LookupDrafter(max_nodes=nodes)
+    if name == "medusa":
+        from lineahead.runtime.backends.ort_heads import OnnxRuntimeHeads
+
+        heads = OnnxRuntimeHeads(artifact.draft_graph(), provider=provider, threads=threads)
+        return MedusaDrafter(heads, max_nodes=nodes, shape=shape)
+    raise InputError(f"unknown drafter {name!r}", hint=f"Choose one of: {', '.join(DRAFTERS)}.")

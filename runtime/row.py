@@ -1,0 +1,131 @@
+"""One sequence being decoded: its tokens, what has been fed, and when it ends."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from lineahead.runtime.sampling import SamplingParams
+from lineahead.runtime.session import StepOutput
+from lineahead.runtime.tokenizer import TextStream
+from lineahead.runtime.tree import Tree
+
+Finish = Literal["eos", "stop", "length", "context", "cancelled"]
+
+
+@dataclass(kw_only=True)
+class Row:
+    """A request in the batch.
+
+    Attributes:
+        request: its number.
+        tokens: prompt and generated tokens; those from `fed` on have not been through the model.
+        prompt: number of prompt tokens.
+        params: how it is sampled.
+        random: its random stream.
+        eos: tokens that end it.
+        limit: most tokens it may have, or None.
+        text: its detokeniser, or None.
+        fed: tokens that have been through the model (in the state, or accepted and committed by the next
+            call).
+        accept: rows of the previous call that became text.
+        hidden: ``[E]`` hidden state of the last fed token.
+        finish: why it ended, or None.
+    """
+
+    request: int
+    tokens: list[int]
+    prompt: int
+    params: SamplingParams
+    random: np.random.Generator
+    eos: frozenset[int] = frozenset()
+    limit: int | None = None
+    text: TextStream | None = None
+    fed: int = 0
+    accept: Sequence[int] = ()
+    hidden: npt.NDArray[np.float32] | None = None
+    finish: Finish | None = None
+
+    @property
+    def generated(self) -> int:
+        """Tokens generated so far."""
+        return len(self.tokens) - self.prompt
+
+    @property
+    def useful_depth(self) -> int:
+        """Longest path below the root that could all become text."""
+        room = self.params.max_tokens - self.generated - 1
+        return room if self.limit is None else min(room, self.limit - len(self.tokens) - 1)
+
+    def emit(self, tokens: Sequence[int]) -> tuple[int, str]:
+        """Append new tokens up to whatever ends the text.
+
+        Returns:
+            how many were kept, and the text that is now certain.
+        """
+        start, ends = len(self.tokens), frozenset[int]() if self.params.ignore_eos else self.eos
+        released = ""
+        for token in tokens:
+            self.tokens.append(token)
+            if token in ends:
+                self.finish = "eos"
+            elif self.generated >= self.params.max_tokens:
+                self.finish = "length"
+            elif self.limit is not None and len(self.tokens) >= self.limit:
+                self.finish = "context"
+            if self.text is not None and token not in ends and self.params.stop:
+                released += self.text.push([token])
+                if self.text.stopped:
+                    self.finish = "stop"
+            if self.finish:
+                break
+        kept = self.tokens[start:]
+        if self.text is not None and not self.params.stop:
+            released += self.text.push(kept[:-1] if self.finish == "eos" else kept)
+        if self.text is not None and self.finish:
+            released += self.text.finish()
+            if self.text.stopped:
+                self.finish = "stop"
+        return len(kept), released
+
+
+@dataclass(kw_only=True)
+class RowScores:
+    """The logits of one row's tree in a step's output, with end-of-sequence forbidden where it is too early.
+
+    Attributes:
+        output: of the step.
+        batch_row: the row's place in the batch.
+        row: the sequence.
+        tree: its proposal; node i's result is i.
+    """
+
+    output: StepOutput
+    batch_row: int
+    row: Row
+    tree: Tree
+    _early: dict[int, npt.NDArray[np.float32]] = field(default_factory=dict)
+
+    def _too_early(self, node: int) -> bool:
+        row = self.row
+        if not row.params.min_tokens or row.params.ignore_eos:
+            return False
+        return row.generated + self.tree.depths[node] < row.params.min_tokens
+
+    def argmax(self, node: int) -> int:
+        """Best next token after `node`."""
+        if self._too_early(node):
+            return int(self.logits(node).argmax())
+        return self.output.argmax(self.batch_row, node)
+
+    def logits(self, node: int) -> npt.NDArray[np.float32]:
+        """Logits ``[V]`` after `node`."""
+        scores = self.output.scores(self.batch_row, node)
+        if not self._too_early(node):
+            return scores
+        if node not in self._early:
+            self._early[node] = scores.copy()
+            self._early[node][sorted(self.row.eos)] = -np.inf
+        return self._early[node]

@@ -1,0 +1,134 @@
+"""Sampling parameters, truncated distributions in float64, and one random stream per request."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from lineahead.errors import BackendError, InputError
+
+Probabilities = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How one request is decoded.
+
+    Attributes:
+        temperature: 0 decodes greedily; otherwise logits are divided by it.
+        top_k: keep the k best tokens; 0 keeps all.
+        top_p: keep the smallest set of best tokens whose probability reaches p; 1 keeps all.
+        seed: of the request's random stream; a request's text does not depend on what else is in the batch.
+        max_tokens: most tokens to generate.
+        min_tokens: end-of-sequence cannot be generated before this many tokens.
+        stop: strings that end the text; they are cut off, with everything after them.
+        ignore_eos: go on after an end-of-sequence token (benchmarks).
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    max_tokens: int = 128
+    min_tokens: int = 0
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range.
+
+        Raises:
+            InputError: naming the parameter.
+        """
+        rules = {
+            "temperature": (0 <= self.temperature < np.inf, "a number from 0 (greedy) up"),
+            "top_k": (self.top_k >= 0, "0 (off) or more"),
+            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
+            "seed": (self.seed >= 0, "0 or more"),
+            "max_tokens": (self.max_tokens >= 1, "at least 1"),
+            "min_tokens": (0 <= self.min_tokens <= self.max_tokens, "from 0 to max_tokens"),
+            "stop": (not isinstance(self.stop, str) and all(self.stop), "a tuple of non-empty strings"),
+        }
+        for name, (valid, range_) in rules.items():
+            if not valid:
+                raise InputError(
+                    f"{name}={getattr(self, name)!r} is out of range", hint=f"{name} is {range_}."
+                )
+
+    @property
+    def greedy(self) -> bool:
+        """Whether no random numbers are used."""
+        return self.temperature == 0
+
+
+def stream(params: SamplingParams, request: int) -> np.random.Generator:
+    """The random stream of request number `request` under `params.seed`."""
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(params.seed, spawn_key=(request,))))
+
+
+def distribution(logits: npt.NDArray[np.floating], params: SamplingParams) -> Probabilities:
+    """Probabilities ``[V]`` float64 after temperature, then top-k, then top-p; for target and draft alike.
+
+    Args:
+        logits: ``[V]``; minus infinity forbids a token.
+        params: of the request. Temperature 0 gives all the mass to the best token.
+
+    Raises:
+        BackendError: when the logits are not numbers.
+    """
+    scores = logits.astype(np.float64)
+    best = int(scores.argmax())
+    peak = scores[best]
+    if not np.isfinite(peak):
+        raise BackendError(
+            f"the model returned {peak} as its best logit", hint="Run `lineahead verify` on the artifact."
+        )
+    if params.greedy:
+        chosen = np.zeros_like(scores)
+        chosen[best] = 1.0
+        return chosen
+    scores -= peak
+    scores /= params.temperature
+    if 0 < params.top_k < len(scores):
+        threshold = np.partition(scores, -params.top_k)[-params.top_k]
+        scores = np.where(_best(scores, threshold, params.top_k), scores, -np.inf)
+    weights = np.exp(scores)
+    weights /= weights.sum()
+    if params.top_p < 1:
+        weights = _nucleus(weights, params.top_p)
+    return weights
+
+
+def _best(scores: Probabilities, threshold: float, count: int) -> npt.NDArray[np.bool_]:
+    """Mask of the `count` best scores, of which `threshold` is the last; among equals, the first."""
+    above = scores > threshold
+    ties = np.flatnonzero(scores == threshold)[: count - int(above.sum())]
+    above[ties] = True
+    return above
+
+
+def _nucleus(weights: Probabilities, top_p: float) -> Probabilities:
+    """Keep the smallest set of best tokens that reaches `top_p`, normalised; sorts only what is needed."""
+    total, count = len(weights), 256
+    while True:
+        count = min(count, total)
+        kept = np.argpartition(-weights, count - 1)[:count] if count < total else np.arange(total)
+        kept = kept[np.lexsort((kept, -weights[kept]))]
+        reached = np.cumsum(weights[kept])
+        if count == total or reached[-1] >= top_p:
+            break
+        count *= 8
+    kept = kept[: int(np.searchsorted(reached, top_p)) + 1]
+    result = np.zeros_like(weights)
+    result[kept] = weights[kept]
+    return np.asarray(result / result.sum())
+
+
+def draw(weights: Probabilities, uniform: float) -> int:
+    """The token at `uniform` in [0, 1) of the cumulative distribution, in token order (inverse transform).
+
+    Using one uniform number per token, in order, makes the text a function of the seed alone.
+    """
+    reached = np.cumsum(weights)
+    token = int(np.searchsorted(reached, uniform * reached[-1], side="right"))
+    return min(token, int(np.flatnonzero(weights)[-1]))

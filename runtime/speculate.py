@@ -1,0 +1,210 @@
+"""The decoding loop: draft, verify, accept; commit rides in the next step. Plain decoding drafts none."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from lineahead.runtime.acceptance import Acceptance, Accepted, lossless
+from lineahead.runtime.drafters.base import Drafter, DraftRow
+from lineahead.runtime.drafters.nothing import NoDrafter
+from lineahead.runtime.governor import Governor
+from lineahead.runtime.layout import Part, lay_out
+from lineahead.runtime.row import Finish, Row, RowScores
+from lineahead.runtime.session import Session, StepOutput
+from lineahead.runtime.statistics import Statistics
+from lineahead.runtime.tree import Tree, root
+
+CHUNK = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """What one step added to one sequence.
+
+    Attributes:
+        request: its number.
+        tokens: the new tokens.
+        drafted: for each of them, whether a drafter proposed it.
+        proposed: how many tokens had been proposed.
+        text: text that is now certain (it may lag behind the tokens).
+        finish: why the sequence ended, or None.
+    """
+
+    request: int
+    tokens: tuple[int, ...]
+    drafted: tuple[bool, ...]
+    proposed: int
+    text: str
+    finish: Finish | None
+
+
+class Decoder:
+    """Steps a changing batch of sequences; rows that read their prompt and rows that decode share a call.
+
+    Attributes:
+        rows: the sequences in the batch.
+        statistics: of everything decoded so far.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        drafter: Drafter | None = None,
+        *,
+        acceptance: Acceptance = lossless,
+        governor: Governor | None = None,
+        chunk: int = CHUNK,
+    ) -> None:
+        """Take over `session`.
+
+        Args:
+            session: its rows are replaced.
+            drafter: what proposes; None for plain decoding.
+            acceptance: what decides; anything but the default may change the output's distribution.
+            governor: chooses how many nodes to propose; None proposes all that the drafter offers.
+            chunk: prompt tokens per call.
+        """
+        self.session, self.drafter = session, drafter or NoDrafter()
+        self.rows: list[Row] = []
+        self.statistics = Statistics()
+        self._accept, self._governor, self._chunk = acceptance, governor, chunk
+        self._width = 0
+        self._begun = time.perf_counter()
+        session.reset(0)
+
+    def admit(self, rows: Sequence[Row]) -> None:
+        """Add sequences to the batch; they read their prompts in the next steps."""
+        self.session.fork([*range(len(self.rows)), *(-1 for _ in rows)])
+        self.rows.extend(rows)
+        self.statistics.prompt_tokens += sum(len(row.tokens) - row.fed for row in rows)
+
+    def run(self) -> Iterator[Event]:
+        """Step until every sequence has ended."""
+        while self.rows:
+            yield from self.step()
+
+    def step(self) -> list[Event]:
+        """One call of the model: draft, verify, accept. Returns an event for each sequence that grew."""
+        start = time.perf_counter()
+        parts = self._draft()
+        drafted = time.perf_counter()
+        inputs = lay_out(parts, self.rows, self._width)
+        laid_out = time.perf_counter()
+        output = self.session.step(inputs)
+        verified = time.perf_counter()
+        self._width = max(part.longest for part in parts)
+        choices = [self._choose(i, part, output) for i, part in enumerate(parts)]
+        chosen = time.perf_counter()
+        events = [self._take(row, part, choice, output, i) for i, (row, part, choice) in enumerate(
+            zip(self.rows, parts, choices, strict=True)
+        )]  # fmt: skip
+        self._drop_finished()
+        times = (drafted - start, laid_out - drafted, verified - laid_out, chosen - verified)
+        self._count(parts, times, start)
+        return [event for event in events if event is not None]
+
+    def _draft(self) -> list[Part]:
+        """The next chunk of rows that read their prompt, a proposal for the others."""
+        parts: list[Part | None] = [None] * len(self.rows)
+        asking: list[int] = []
+        allowed = self.drafter.max_nodes if self._governor is None else self._governor.nodes(len(self.rows))
+        for i, row in enumerate(self.rows):
+            waiting = len(row.tokens) - row.fed
+            if waiting > self._chunk:
+                parts[i] = Part(chain=row.tokens[row.fed : row.fed + self._chunk], tree=None)
+            elif waiting > 1 or not allowed or row.useful_depth < 1:
+                parts[i] = Part(chain=row.tokens[row.fed :], tree=root(row.tokens[-1]))
+            else:
+                asking.append(i)
+        if asking:
+            wanted = [self._question(self.rows[i], allowed) for i in asking]
+            for i, question, tree in zip(asking, wanted, self.drafter.propose(wanted), strict=True):
+                tree = tree.pruned(depth=question.depth, nodes=question.nodes + 1)
+                parts[i] = Part(chain=(tree.tokens[0],), tree=tree)
+        return [part for part in parts if part is not None]
+
+    def _question(self, row: Row, nodes: int) -> DraftRow:
+        return DraftRow(
+            request=row.request,
+            tokens=row.tokens,
+            hidden=row.hidden,
+            depth=row.useful_depth,
+            nodes=nodes,
+            params=row.params,
+            random=row.random,
+        )
+
+    def _choose(self, i: int, part: Part, output: StepOutput) -> Accepted | None:
+        """Accept nodes of a tree; None while the prompt is being read."""
+        if part.tree is None:
+            return None
+        row = self.rows[i]
+        scores = RowScores(output=output, batch_row=i, row=row, tree=part.tree)
+        return self._accept(part.tree, scores, row.params, row.random)
+
+    def _take(
+        self, row: Row, part: Part, choice: Accepted | None, output: StepOutput, i: int
+    ) -> Event | None:
+        """Bring the row up to date with what was accepted."""
+        path = choice.path if choice else ()
+        row.accept = part.accept(path)
+        row.fed += len(row.accept)
+        if choice is None or part.tree is None:
+            return None
+        row.hidden = output.hidden[i, path[-1] if path else 0].copy()
+        first = not row.generated
+        kept, text = row.emit(choice.tokens(part.tree))
+        if not first:
+            self.statistics.record(part.tree, min(len(path), kept), kept)
+        self.statistics.tokens += kept
+        if self._governor is not None and not first:
+            self._governor.observe(part.tree, len(path))
+        return Event(
+            request=row.request,
+            tokens=tuple(row.tokens[-kept:]),
+            drafted=tuple(place < len(path) for place in range(kept)),
+            proposed=len(part.tree) - 1,
+            text=text,
+            finish=row.finish,
+        )
+
+    def _drop_finished(self) -> None:
+        """Free the rows of ended sequences; the others go on where they are."""
+        ended = [row.request for row in self.rows if row.finish]
+        if not ended:
+            return
+        self.drafter.forget(ended)
+        going = [i for i, row in enumerate(self.rows) if not row.finish]
+        self.rows = [self.rows[i] for i in going]
+        if going:
+            self.session.fork(going)
+        else:
+            self.session.reset(0)
+            self._width = 0
+
+    def cancel(self, request: int) -> None:
+        """Drop a sequence now."""
+        for row in self.rows:
+            if row.request == request:
+                row.finish = "cancelled"
+        self._drop_finished()
+
+    def _count(self, parts: Sequence[Part], times: tuple[float, float, float, float], start: float) -> None:
+        """Book the step's time as prefill when any row read its prompt, else by what it went into."""
+        stats, end = self.statistics, time.perf_counter()
+        if any(len(part.chain) > 1 or part.tree is None for part in parts):
+            stats.prefill_s += end - start
+        else:
+            draft, _, verify, sampling = times
+            stats.steps += 1
+            stats.draft_s += draft
+            stats.verify_s += verify
+            stats.sampling_s += sampling
+            stats.other_s += end - start - draft - verify - sampling
+            if self._governor is not None:
+                self._governor.timed(max(part.nodes for part in parts), draft, end - start - draft)
+        if stats.tokens and stats.ttft_s != stats.ttft_s:
+            stats.ttft_s = end - self._begun
+
+
+__all__ = ["CHUNK", "Decoder", "Event", "Tree"]
