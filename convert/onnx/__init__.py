@@ -1,1 +1,1 @@
-"""Artifact folder -> ONNX graphs: the step graph and its quantised forms, the draft graph, and the proof that they agree with eager."""
+"""Artifact folder -> ONNX: the step graph, its quantised forms and the draft graph, proved against eager."""

@@ -1,4 +1,4 @@
-"""A step model traced into one ONNX graph, one node per attention layer, with the bodies that give these nodes meaning."""
+"""A step model traced into one ONNX graph: one node per attention layer, and the bodies that define it."""
 
 from pathlib import Path
 
@@ -19,8 +19,9 @@ from lineahead.plugins.augmented_attention.schema import (
 )
 
 IR_VERSION = 10
-OPSET = 21
+OPSET = 23  # RMSNormalization and RotaryEmbedding exist from here on: half the nodes of 21
 EXTERNAL_BYTES = 64 * 2**20
+MIN_NAMED_BYTES = 4096
 
 
 def trace(model: StepModel, *, opset: int = OPSET) -> ir.Model:
@@ -47,7 +48,10 @@ def trace(model: StepModel, *, opset: int = OPSET) -> ir.Model:
     graph.ir_version = IR_VERSION
     _check(graph, inputs, opset)
     share_storage(graph.graph)
+    name_weights(graph.graph, model)
+    operator.simplify(graph)
     attach_bodies(graph, model)
+    strip_metadata(graph)
     return graph
 
 
@@ -63,7 +67,7 @@ def save(model: ir.Model, path: Path) -> None:
 
 
 def _samples(model: StepModel) -> tuple[Tensor, ...]:
-    """Example inputs: no size is 0 or 1 and no two are equal by accident, and no tensor is passed twice (export merges those)."""
+    """Example inputs: no size is 0 or 1, no two axes agree, no tensor is passed twice (export merges those)."""
     batch, nodes, rows, pending = 3, 5, 2, 4
     ancestors, length, index, count = operator.sample_call(batch, nodes, 6)
     past = [
@@ -114,15 +118,44 @@ def share_storage(graph: ir.Graph) -> None:
             graph.initializers.pop(name)
 
 
+def name_weights(graph: ir.Graph, model: torch.nn.Module) -> None:
+    """Give initialisers that are views of a parameter its name; the exporter numbers transposed ones."""
+    names = {parameter.data_ptr(): name for name, parameter in model.named_parameters()}
+    for value in list(graph.initializers.values()):
+        tensor = value.const_value
+        if value.name in names.values() or tensor is None or tensor.nbytes < MIN_NAMED_BYTES:
+            continue
+        array = tensor.numpy()
+        name = names.get(array.__array_interface__["data"][0])
+        if name is not None:
+            name = name if array.flags.c_contiguous else f"{name}.T"
+            value.name = value.name if name in graph.initializers else name
+
+
+def strip_metadata(model: ir.Model) -> None:
+    """Drop what the exporter notes about its own run: traces with local paths, several times the graph's size."""
+    for graph in (model.graph, *model.functions.values()):
+        graph.metadata_props.clear()
+        for node in graph:
+            node.metadata_props.clear()
+            node.doc_string = None
+            for value in node.outputs:
+                value.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+    model.metadata_props.clear()
+
+
 def attach_bodies(model: ir.Model, step_model: StepModel) -> None:
-    """Give every operator node its function body; layers that differ in shape, settings or scale get overloads."""
+    """Give every operator node its function body: one for all layers that agree in what it depends on."""
     bodies: dict[operator.Body, str] = {}
     opset = model.opset_imports[""]
     for node in model.graph:
         if (node.domain, node.op_type) != (DOMAIN, OP_TYPE):
             continue
         window = node.inputs[INPUTS.index("window_key")]
-        assert window is not None and window.name is not None
+        assert window is not None
+        assert window.name is not None
         layer = step_model.layers[int(window.name.split(".")[1])]
         scale = node.attributes["scale"].as_float()
         body = operator.Body(settings=layer.settings, shape=layer.shape, scale=scale)
