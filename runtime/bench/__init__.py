@@ -1,0 +1,1 @@
+"""Measurements: step cost by context and width, speculation against plain decoding, baselines."""

@@ -1,0 +1,272 @@
+"""The whole benchmark of one artifact, and what its ratios are."""
+
+import json
+import os
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lineahead.errors import InputError
+from lineahead.runtime.artifact import read_artifact
+from lineahead.runtime.bench.bandwidth import read_bandwidth_gb_s
+from lineahead.runtime.bench.baselines import Baseline, llama_cpp, transformers_fp32
+from lineahead.runtime.bench.context import decode_cost, verify_cost
+from lineahead.runtime.bench.speculation import speculation
+from lineahead.runtime.drafters import Drafter, LookupDrafter
+from lineahead.runtime.generate import Generator, open_drafter
+from lineahead.runtime.sampling import SamplingParams
+
+CONTEXTS = (256, 1024, 4096, 7936)
+WIDTHS = (1, 2, 3, 5, 9, 17)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchRequest:
+    """What to measure.
+
+    Attributes:
+        contexts: tokens before the timed steps.
+        precisions: exported graphs to measure.
+        threads: threads of every program measured.
+        text: tokens are read from this text; the prompts, when None.
+        prompts: file of prompts for speculation: lines, or JSON lines with ``prompt``, ``text`` or ``turns``.
+        prompt_count: how many of them.
+        tokens: tokens generated for each.
+        temperature: 0 is greedy.
+        drafters: ``lookup``, ``medusa chain``, ``medusa tree``.
+        draft_nodes: most nodes proposed.
+        governed: also run each drafter under the governor.
+        baseline: checkpoint for ``transformers.generate``; none when None.
+        gguf: file for llama.cpp; none when None.
+        samples: timed steps per point.
+    """
+
+    contexts: tuple[int, ...] = CONTEXTS
+    precisions: tuple[str, ...] = ("fp32",)
+    threads: int = 2
+    text: Path | None = None
+    prompts: Path | None = None
+    prompt_count: int = 10
+    tokens: int = 128
+    temperature: float = 0.0
+    drafters: tuple[str, ...] = ("lookup", "medusa chain", "medusa tree")
+    draft_nodes: int = 5
+    governed: bool = False
+    baseline: str | None = None
+    gguf: str | None = None
+    samples: int = 32
+
+
+@dataclass
+class BenchReport:
+    """What was measured.
+
+    Attributes:
+        machine: processor, threads, measured read bandwidth.
+        decode: by precision: implementation, weight bytes, cost by context, prefill rate, achieved GB/s.
+        verify: by precision: cost of verifying several nodes.
+        speculation: by precision: plain rate and every drafter.
+        baselines: other programs on the original checkpoint.
+        ratios: derived from the above, by name.
+    """
+
+    machine: dict[str, Any] = field(default_factory=dict)
+    decode: dict[str, Any] = field(default_factory=dict)
+    verify: dict[str, Any] = field(default_factory=dict)
+    speculation: dict[str, Any] = field(default_factory=dict)
+    baselines: list[dict[str, Any]] = field(default_factory=list)
+    ratios: dict[str, float] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return dict(vars(self))
+
+
+def read_prompts(path: Path, count: int) -> list[str]:
+    """The first `count` prompts of a file of lines, or of JSON lines with ``prompt``, ``text`` or ``turns``.
+
+    Raises:
+        InputError: when the file is missing or has none.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file", hint="Give --prompts a text or JSON-lines file.")
+    prompts: list[str] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.lstrip().startswith("{"):
+            record = json.loads(line)
+            found = record.get("prompt") or record.get("text") or (record.get("turns") or [""])[0]
+        else:
+            found = line
+        if found.strip():
+            prompts.append(found)
+    if not prompts:
+        raise InputError(
+            f"{path}: no prompts", hint="One prompt per line, or JSON lines with 'prompt' or 'turns'."
+        )
+    return prompts[:count]
+
+
+def bench(
+    folder: Path, request: BenchRequest, *, progress: Callable[[str], None] = lambda message: None
+) -> BenchReport:
+    """Measure one artifact on ONNX Runtime, and the baselines beside it, in one run.
+
+    Args:
+        folder: artifact with exported graphs.
+        request: what to measure.
+        progress: called with a line before each part.
+
+    Raises:
+        ArtifactError: when a graph is missing.
+        BackendError: when a baseline fails.
+        InputError: when the prompts cannot be read.
+    """
+    report = BenchReport(machine=_machine(request.threads))
+    tokens: list[int] = []
+    for precision in request.precisions:
+        progress(f"{precision}: loading")
+        generator = Generator.load(folder, precision=precision, threads=request.threads)
+        tokens = tokens or _text(generator, request)
+        report.decode[precision] = _decode(generator, folder, precision, tokens, request, progress)
+        widths = verify_cost(generator.session, tokens, WIDTHS, context=min(1024, max(request.contexts)))
+        report.verify[precision] = [cost.as_dict() for cost in widths]
+        if request.prompts is not None:
+            report.speculation[precision] = _speculation(generator, request, progress)
+    for found in _baselines(tokens, request, progress):
+        costs = [cost.as_dict() for cost in found.costs]
+        report.baselines.append({"name": found.name, "version": found.version, "costs": costs})
+    report.ratios = ratios(report)
+    return report
+
+
+def _machine(threads: int) -> dict[str, Any]:
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        model = names[0].partition(":")[2].strip() if names else model
+    return {
+        "processor": model,
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "read_bandwidth_gb_s": read_bandwidth_gb_s(threads),
+    }
+
+
+def _text(generator: Generator, request: BenchRequest) -> list[int]:
+    if request.text is not None:
+        if not request.text.is_file():
+            raise InputError(f"{request.text}: no such file", hint="Give --text a text file.")
+        return generator.encode(request.text.read_text(encoding="utf-8")[: 8 * max(request.contexts)])
+    if request.prompts is not None:
+        return generator.encode("\n\n".join(read_prompts(request.prompts, 1000))[: 8 * max(request.contexts)])
+    return [token % generator.artifact.vocab_size for token in range(3, 2051)]
+
+
+def _decode(
+    generator: Generator,
+    folder: Path,
+    precision: str,
+    tokens: Sequence[int],
+    request: BenchRequest,
+    progress: Callable[[str], None],
+) -> dict[str, Any]:
+    costs, prefill = decode_cost(
+        generator.session,
+        tokens,
+        request.contexts,
+        samples=request.samples,
+        progress=lambda message: progress(f"{precision}: {message}"),
+    )
+    graph = read_artifact(folder).graph(precision)
+    weights = sum(file.stat().st_size for file in graph.parent.glob(f"{graph.stem}.onnx*"))
+    fastest = min(cost.median_ms for cost in costs)
+    return {
+        "implementation": generator.session.info.implementation,
+        "graph_bytes": weights,
+        "state_bytes": sum(part.nbytes for part in generator.session.read_state().values()),
+        "costs": [cost.as_dict() for cost in costs],
+        "prefill_tok_per_s": prefill,
+        "achieved_gb_s": weights / fastest / 1e6,
+    }
+
+
+def _speculation(
+    generator: Generator, request: BenchRequest, progress: Callable[[str], None]
+) -> dict[str, Any]:
+    assert request.prompts is not None
+    texts = read_prompts(request.prompts, request.prompt_count)
+    chat = generator.tokenizer.template is not None
+    prompts = [
+        generator.chat([{"role": "user", "content": text}]) if chat else generator.encode(text)
+        for text in texts
+    ]
+    params = SamplingParams(temperature=request.temperature, max_tokens=request.tokens)
+    drafters = _drafters(generator, request)
+    found = []
+    for governed in (False, True) if request.governed else (False,):
+        plain, entries = speculation(
+            generator, prompts, drafters, params, governed=governed, progress=progress
+        )
+        found += [entry.as_dict() for entry in entries]
+    return {"plain_tok_per_s": plain, "prompts": len(prompts), "drafters": found}
+
+
+def _drafters(generator: Generator, request: BenchRequest) -> dict[str, Drafter]:
+    made: dict[str, Drafter] = {}
+    for name in request.drafters:
+        kind, _, shape = name.partition(" ")
+        if kind == "lookup":
+            made[f"lookup {request.draft_nodes}"] = LookupDrafter(max_nodes=request.draft_nodes)
+        elif kind == "medusa" and generator.artifact.has_draft:
+            made[f"{name} {request.draft_nodes}"] = open_drafter(
+                generator.artifact,
+                "medusa",
+                nodes=request.draft_nodes,
+                shape="chain" if shape == "chain" else "adaptive",
+                threads=request.threads,
+            )
+    return made
+
+
+def _baselines(
+    tokens: Sequence[int], request: BenchRequest, progress: Callable[[str], None]
+) -> list[Baseline]:
+    found = []
+    if request.baseline:
+        progress("baseline: transformers")
+        found.append(transformers_fp32(request.baseline, tokens, request.contexts, threads=request.threads))
+    if request.gguf:
+        progress("baseline: llama.cpp")
+        found.append(llama_cpp(request.gguf, tokens, request.contexts, threads=request.threads))
+    return found
+
+
+def ratios(report: BenchReport) -> dict[str, float]:
+    """Every ratio that the report's numbers give; "A over B" is B's time divided by A's."""
+    found: dict[str, float] = {}
+    by_context = {
+        precision: {cost["context"]: cost["median_ms"] for cost in part["costs"]}
+        for precision, part in report.decode.items()
+    }
+    for precision, costs in by_context.items():
+        contexts = sorted(costs)
+        found[f"{precision}: ms at {contexts[-1]} / ms at {contexts[0]}"] = (
+            costs[contexts[-1]] / costs[contexts[0]]
+        )
+        for baseline in report.baselines:
+            for cost in baseline["costs"]:
+                if cost["context"] in costs:
+                    name = f"{precision} over {baseline['name']} at {cost['context']}"
+                    found[name] = cost["median_ms"] / costs[cost["context"]]
+        for other, values in by_context.items():
+            if other == "fp32" and precision != "fp32":
+                middle = contexts[len(contexts) // 2]
+                found[f"{precision} over fp32 at {middle}"] = values[middle] / costs[middle]
+    for precision, part in report.speculation.items():
+        for entry in part["drafters"]:
+            label = f"{precision}: {entry['drafter']}{' governed' if entry['governed'] else ''} over plain"
+            found[label] = entry["speedup"]
+    return found
