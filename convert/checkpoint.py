@@ -3,11 +3,12 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from lineahead.errors import ArtifactError, CheckpointError, LineaheadError, StorageError
 from lineahead.plugins.augmented_attention.huggingface.layers import LinearLayer
@@ -35,7 +36,7 @@ def save_artifact(
 ) -> Path:
     """Write a linear model as an artifact folder: complete, or not at all.
 
-    An artifact that is there already is replaced as a whole, draft heads and graphs included: they belong to its weights.
+    An artifact that is there already is replaced as a whole: draft heads and graphs belong to its weights.
 
     Args:
         model: a model that `linearize` or `load_artifact` returned, adapters merged.
@@ -93,7 +94,7 @@ def load_artifact(
 
     Raises:
         ArtifactError: when the folder is not an artifact.
-        CheckpointError: when a weight file is truncated, holds NaN or lacks a tensor, or there is no tokenizer.
+        CheckpointError: when a weight file is truncated, holds NaN or lacks a tensor; or without a tokenizer.
     """
     return load_model(path, dtype=dtype, device=device), load_tokenizer(path)
 
@@ -116,7 +117,9 @@ def load_model(
         line = str(error).strip().splitlines()[0]
         raise CheckpointError(f"{path}: cannot load: {line}", hint="Convert the checkpoint again.") from error
     model.eval()
-    return model if device is None else model.to(device)  # type: ignore[no-any-return]
+    if device is not None:
+        model.to(device)
+    return cast(PreTrainedModel, model)
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
@@ -126,12 +129,20 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
         CheckpointError: when there is none, or it is damaged.
     """
     try:
-        return AutoTokenizer.from_pretrained(path)  # type: ignore[no-any-return]
+        return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(path, config=_base_config(path)))
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
         raise CheckpointError(
             f"{path}: no usable tokenizer (tokenizer.json)",
             hint="Copy the original checkpoint's tokenizer files there.",
         ) from error
+
+
+def _base_config(path: Path) -> PreTrainedConfig | None:
+    """For an artifact, a config of its base type: without it, transformers would ask to run the artifact's code."""
+    if not is_artifact(path):
+        return None
+    config = read_config(path)
+    return CONFIG_MAPPING[config["base_model_type"]].from_dict({**config, "auto_map": None})
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -173,7 +184,7 @@ def check_weights(folder: Path) -> None:
     """Read every ``*.safetensors`` file of a folder once.
 
     Raises:
-        CheckpointError: when there is none; naming the file that is truncated; naming file and tensor that hold NaN or
+        CheckpointError: when there is none; naming a truncated file, or the file and tensor that hold NaN or
             infinity.
     """
     files = sorted(Path(folder).glob("*.safetensors"))
@@ -182,7 +193,7 @@ def check_weights(folder: Path) -> None:
     for file in files:
         try:
             with safe_open(file, "pt") as weights:
-                for name in weights.keys():
+                for name in weights.keys():  # noqa: SIM118 (not a dict)
                     _check_tensor(file, name, weights.get_tensor(name))
         except (SafetensorError, OSError) as error:
             raise CheckpointError(

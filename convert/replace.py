@@ -20,10 +20,10 @@ logger = logging.getLogger(__name__)
 def linearize(
     model: PreTrainedModel, settings: AttentionSettings, *, layers: Sequence[int] | None = None
 ) -> list[LinearLayer]:
-    """Give attention layers the operator with freshly initialised parameters, and route their attention to it.
+    """Give attention layers freshly initialised operators, and route their attention to them.
 
-    The model keeps its weights; its class becomes a subclass with a constant-size cache, so that `generate()` and
-    `save_pretrained()` work. The new parameters are float32.
+    The model keeps its weights; its class becomes a subclass with a constant-size cache, so that `generate()`
+    and `save_pretrained()` work. The new parameters are float32.
 
     Args:
         model: a loaded causal language model; changed in place.
@@ -44,7 +44,7 @@ def linearize(
     missing = sorted(wanted - {layer.index for layer in found})
     if missing or not wanted:
         raise InputError(
-            f"no attention layer {missing[0] if missing else ''}: layers are {found[0].index} to {found[-1].index}",
+            f"no attention layer {missing[:1]}: layers are {found[0].index} to {found[-1].index}",
             hint="Name existing layers, or leave `layers` out to convert all.",
         )
     converted = [

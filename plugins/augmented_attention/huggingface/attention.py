@@ -1,4 +1,4 @@
-"""The attention function and the mask function that transformers calls, and the modes in which training runs them."""
+"""The attention and mask functions that transformers calls, and the modes in which training runs them."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -69,7 +69,7 @@ _LAYER: ContextVar[StateLayer | None] = ContextVar("lineahead_layer", default=No
 
 @contextmanager
 def teacher() -> Iterator[None]:
-    """Within it, converted layers run the original model's softmax attention (and its growing KV cache, if one is used)."""
+    """Within it, converted layers run the original softmax attention, with its KV cache if one is used."""
     with _softmax_mode(None):
         yield
 
@@ -101,7 +101,7 @@ class Implementation:
 
     Attributes:
         softmax: how unconverted layers, and all layers in softmax mode, attend: as the original model did.
-        hybrid: whether unconverted layers exist; they need softmax masks, otherwise the padding alone is handed on.
+        hybrid: whether unconverted layers exist; they need softmax masks, else padding is handed on.
     """
 
     softmax: Softmax
@@ -152,8 +152,8 @@ class Implementation:
         nodes, factor = query.shape[2], query.shape[3] ** -0.5 if scaling is None else scaling
         if key.shape[2] != nodes:
             raise InputError(
-                f"layer {getattr(module, 'layer_idx', '?')}: {key.shape[2]} keys for {nodes} queries: a growing KV cache",
-                hint="Pass no past_key_values, or a new DynamicCache(); its layers become constant-size states.",
+                f"layer {getattr(module, 'layer_idx', '?')}: given {key.shape[2]} keys for {nodes} queries",
+                hint="Pass no past_key_values, or a new DynamicCache(): its layers become states.",
             )
         valid = token_columns(attention_mask, nodes)
         attend = whole_text if layer is None else layer.attend
@@ -168,7 +168,7 @@ class Implementation:
             kwargs: the rest of ``masking_utils.sdpa_mask``'s arguments.
 
         Returns:
-            None or ``[B, T]`` bool when all layers are converted; the softmax implementation's own mask otherwise.
+            None or ``[B, T]`` bool when all layers are converted, else the softmax implementation's own mask.
 
         Raises:
             InputError: for packed texts or masks that are not causal.
@@ -176,7 +176,7 @@ class Implementation:
         _refuse_custom(q_length, kwargs)
         if self.hybrid or in_softmax_mode():
             make = sdpa_mask if self.softmax == "sdpa" else eager_mask
-            return cast("Tensor | None", make(q_length=q_length, attention_mask=attention_mask, **kwargs))
+            return make(q_length=q_length, attention_mask=attention_mask, **kwargs)
         return token_columns(attention_mask, q_length)
 
     def register(self) -> str:
@@ -231,9 +231,9 @@ def whole_text(
 
 
 def find_state(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Forward pre-hook of converted attention modules: transformers does not hand the cache to the attention function.
+    """Forward pre-hook of converted attention modules: transformers does not hand the function their cache.
 
-    A cache layer that holds nothing yet is replaced by a :class:`StateLayer`, so that any dynamic cache works.
+    A cache layer that holds nothing yet is replaced by a :class:`StateLayer`: any dynamic cache works.
 
     Raises:
         InputError: when the cache has another kind of layer there.
@@ -247,7 +247,7 @@ def find_state(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
         cache.layers.append(cache.layer_class_to_replicate())
     layer = cache.layers[index]
     if not isinstance(layer, StateLayer):
-        if layer.is_initialized or not isinstance(layer, DynamicLayer):
+        if not isinstance(layer, DynamicLayer) or layer.is_initialized:
             raise InputError(
                 f"layer {index}: the cache holds a {type(layer).__name__}",
                 hint="Drop cache_implementation and past_key_values: the state already has a constant size.",

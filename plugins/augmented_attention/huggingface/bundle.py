@@ -1,4 +1,4 @@
-"""Write ``modeling_lineahead.py``: our own source files joined into one, so that an artifact loads without this package."""
+"""Write ``modeling_lineahead.py``: our own source files joined, so that artifacts load without it."""
 
 import ast
 import hashlib
@@ -13,6 +13,13 @@ from lineahead.plugins.augmented_attention.huggingface.modeling import CODE_FILE
 
 ENTRY = "lineahead.plugins.augmented_attention.huggingface.modeling"
 PACKAGE = "lineahead"
+HEADER = '''"""Linear attention with a constant-size state, for transformers.
+
+Made by lineahead {version} from its own source files (Apache-2.0); needs torch and transformers only.
+Do not edit: convert again instead.
+"""
+
+'''
 _NAMESPACE = 'NAMESPACE = "lineahead"'
 
 
@@ -32,8 +39,8 @@ def bundle(entry: str = ENTRY) -> str:
     """The text of the single file.
 
     Args:
-        entry: module whose classes the artifact names; everything of this package that it imports is joined, in
-            dependency order, so that each thing is written once.
+        entry: module whose classes the artifact names; everything of this package that it imports is joined,
+            in dependency order, so that each thing is written once.
 
     Raises:
         ExportError: when two files define the same name, or one uses an import form that cannot be joined.
@@ -45,8 +52,8 @@ def bundle(entry: str = ENTRY) -> str:
         for name in module.defines:
             if name in owner:
                 raise ExportError(
-                    f"{name!r} is defined in {owner[name]} and in {module.name}: cannot join them in one file",
-                    hint="Rename one of them.",
+                    f"{name!r} is defined in {owner[name]} and in {module.name}",
+                    hint="Rename one of them: they are joined in one file.",
                 )
             owner[name] = module.name
     sections = [_section(module, modules) for module in modules.values()]
@@ -55,11 +62,7 @@ def bundle(entry: str = ENTRY) -> str:
     if text.count(_NAMESPACE) != 1:
         raise ExportError(f"{_NAMESPACE} must occur once in the joined files", hint="See attention.py.")
     text = text.replace(_NAMESPACE, f'NAMESPACE = "lineahead_{digest}"')
-    return (
-        f'"""Linear attention with a constant-size state, for transformers. Made by lineahead {lineahead.__version__} from its\n'
-        'own source files (Apache-2.0); needs torch and transformers only. Do not edit: convert again instead.\n"""\n\n'
-        + text
-    )
+    return HEADER.format(version=lineahead.__version__) + text
 
 
 def write(folder: Path) -> Path:
@@ -140,7 +143,7 @@ def _definitions(tree: ast.Module) -> Iterator[str]:
 
 
 def _section(module: _Module, modules: dict[str, _Module]) -> str:
-    """The module's text after a heading, and after names for what it imports as modules or under another name."""
+    """The module's text, after a heading and names for what it imports as modules or under another name."""
     lines = [f"# {module.name.replace('.', '/')}: {module.summary}"]
     for node in module.internal:
         for alias in node.names:
@@ -182,7 +185,7 @@ def _imports(modules: list[_Module]) -> str:
 
 
 def _imported_modules(node: ast.ImportFrom) -> list[str]:
-    """Modules that a ``from lineahead... import ...`` needs: submodules if they are named, else the module itself."""
+    """Modules that a ``from lineahead... import ...`` needs: submodules if named, else the module itself."""
     base = str(node.module)
     parts = [f"{base}.{alias.name}" for alias in node.names]
     submodules = [part for part in parts if _path(part) is not None and not _is_attribute(base, part)]

@@ -1,4 +1,4 @@
-"""A transformers cache layer of constant size: the operator's state, and the rows of the last call, not yet committed."""
+"""A transformers cache layer of constant size: the operator's state, and the last call's uncommitted rows."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ from transformers.cache_utils import CacheLayerMixin
 from lineahead.errors import InputError
 from lineahead.plugins.augmented_attention.huggingface.padding import Packing
 from lineahead.plugins.augmented_attention.module import AugmentedAttention
-from lineahead.plugins.augmented_attention.schema import PENDING, STATE, state_shapes
+from lineahead.plugins.augmented_attention.schema import PARAMETERS, PENDING, STATE, state_shapes
 from lineahead.plugins.augmented_attention.step import step
 
 CHUNK = 256  # nodes per step of a long prompt: bounds the T x T term and how far `crop` reaches back
@@ -26,7 +26,7 @@ class Held:
     Attributes:
         tensors: state and pending ports by name; the state covers `length` tokens.
         length: ``[B]`` int64.
-        valid: ``[B, P]`` bool, which columns of the last call are tokens that count; dropping columns undoes them.
+        valid: ``[B, P]`` bool, which columns of the last call are tokens; dropping columns undoes them.
     """
 
     tensors: dict[str, Tensor]
@@ -45,9 +45,10 @@ class Held:
 class StateLayer(CacheLayerMixin):
     """Cache layer of one converted attention layer.
 
-    `update` stores nothing; the attention function calls :meth:`attend`, which commits the previous call's rows and keeps
-    this call's rows pending. Rolling back (`crop`) therefore means forgetting pending rows. While recording
-    (`activate_past_recording`, for assistants that take several steps between two crops) earlier calls can be undone too.
+    `update` stores nothing; the attention function calls :meth:`attend`, which commits the last call's rows
+    and keeps this call's rows pending. Rolling back (`crop`) therefore means forgetting pending rows. While
+    recording (`activate_past_recording`, for assistants that step many times between two crops) earlier calls
+    can be undone too.
     """
 
     is_compileable = False
@@ -56,7 +57,7 @@ class StateLayer(CacheLayerMixin):
     supports_early_init = False
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.columns = 0
         self.record_past = False
         self._held: Held | None = None
@@ -120,8 +121,9 @@ class StateLayer(CacheLayerMixin):
         target = self.columns + tokens_to_remove
         while self._held is not None and target < self.columns - self._held.valid.shape[1]:
             if not self._undo:
+                left = self._held.valid.shape[1]
                 raise InputError(
-                    f"cannot remove {-tokens_to_remove} tokens: only the last {self._held.valid.shape[1]} are not committed",
+                    f"crop({tokens_to_remove}): only the last {left} tokens are uncommitted",
                     hint="Call activate_past_recording() on the cache before the calls that may be undone.",
                 )
             self.columns, self._held = self._undo.pop()
@@ -188,9 +190,7 @@ def _empty(operator: AugmentedAttention, key: Tensor, value: Tensor) -> Held:
     batch, wide = key.shape[0], torch.promote_types(key.dtype, torch.float32)
     dtypes = {"state": wide, "norm": wide, "window_key": key.dtype, "window_value": value.dtype}
     shapes = state_shapes(operator.settings, operator.shape, operator.features, batch)
-    tensors = {
-        name: key.new_zeros(shapes[name] if name in shapes else (1,), dtype=dtypes[name]) for name in STATE
-    }
+    tensors = {name: key.new_zeros(shapes.get(name, (1,)), dtype=dtypes[name]) for name in STATE}
     for name, x in zip(PENDING, (key, value), strict=True):
         tensors[name] = x.new_zeros((batch, x.shape[1], 0, x.shape[3]))
     return Held(
@@ -219,11 +219,18 @@ def _advance(
         query, key, value = packing.pack(query), packing.pack(key), packing.pack(value)
     chain = torch.ones(nodes, nodes, dtype=torch.bool, device=query.device).tril().expand(batch, -1, -1)
     rows, count = torch.arange(held.tensors[PENDING[0]].shape[2], device=query.device), held.valid.sum(1)
-    output, *state, pending_key = step(
-        query, key, value, chain, held.length, rows.expand(batch, -1), count,
-        *(held.tensors[name] for name in (*STATE, *PENDING)), *operator.operands(),
-        settings=operator.settings, scale=scale,
-    )  # fmt: skip
+    inputs: dict[str, Any] = {
+        "query": query,
+        "key": key,
+        "value": value,
+        "ancestors": chain,
+        "length": held.length,
+        "accept_index": rows.expand(batch, -1),
+        "accept_count": count,
+        **held.tensors,
+        **dict(zip(PARAMETERS, operator.operands(), strict=True)),
+    }
+    output, *state, pending_key = step(**inputs, settings=operator.settings, scale=scale)
     after = Held(
         tensors=dict(zip((*STATE, *PENDING), (*state, pending_key, value), strict=True)),
         length=held.length + count,
@@ -233,7 +240,7 @@ def _advance(
 
 
 def _chunks(length: int) -> Iterator[tuple[int, int]]:
-    """Bounds of a prompt's steps; the last one holds ``min(length, CHUNK)`` rows, so that they can be rolled back."""
+    """Bounds of a prompt's steps; the last one holds ``min(length, CHUNK)`` rows, for rollback."""
     start, stop = 0, (length - 1) % CHUNK + 1
     while start < length:
         yield start, stop

@@ -1,10 +1,10 @@
-"""Find the attention layers of any loaded model, by running one tiny forward with a function that writes down who called it."""
+"""Find any model's attention layers: run one tiny forward with a function that writes down who called it."""
 
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -80,7 +80,7 @@ def _refuse_own_state(model: PreTrainedModel, kind: str) -> None:
             f"{kind} does not use transformers' dynamic cache ({error})", hint=HINT
         ) from error
     own = own or any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers)
-    if own or not type(model)._supports_default_dynamic_cache():
+    if own or not cast(Any, type(model))._supports_default_dynamic_cache():
         raise ArchitectureError(f"{kind} keeps a recurrent state of its own beside the KV cache", hint=HINT)
 
 
@@ -172,6 +172,7 @@ def _layer(kind: str, call: _Call, name: str | None, times: int) -> FoundLayer:
         problem = f"{heads} query heads of {dim} do not fit {kv_heads} key heads of {key_dim}"
     if problem is not None:
         raise ArchitectureError(f"{where}: {problem}", hint=HINT)
-    assert name is not None and isinstance(index, int)
+    assert name is not None
+    assert isinstance(index, int)
     shape = LayerShape(heads=heads, kv_heads=kv_heads, head_dim=dim, value_dim=value_dim)
     return FoundLayer(name=name, index=index, shape=shape)

@@ -1,11 +1,11 @@
-"""Config and model classes of artifacts: dynamic subclasses of whatever config and model class transformers has for the base."""
+"""Config and model classes of artifacts: dynamic subclasses of transformers' classes of the base model."""
 
+import copy
 import importlib
 import os
 import shutil
 import sys
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -68,6 +68,7 @@ class _LinearModel:
             CheckpointError: naming the first such weight.
         """
         wants_info = kwargs.pop("output_loading_info", False)
+        kwargs["ignore_mismatched_sizes"] = True  # reported below, by name
         model, info = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)  # type: ignore[misc]
         bad = sorted(str(key) for key in (*info["missing_keys"], *info["mismatched_keys"]))
         if bad:
@@ -98,7 +99,7 @@ class _LinearModel:
         given = model_kwargs.get("past_key_values") is not None
         if not in_softmax_mode() and generation_config.cache_implementation not in (None, "dynamic"):
             raise InputError(
-                f"cache_implementation={generation_config.cache_implementation!r} does not hold a linear state",
+                f"cache_implementation={generation_config.cache_implementation!r} holds no linear state",
                 hint="Drop cache_implementation: the state already has a constant size.",
             )
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)  # type: ignore[misc]
@@ -136,14 +137,14 @@ def layers_of(config: Any) -> list[LinearLayer]:
 
 
 def become_linear(model: PreTrainedModel, layers: Sequence[LinearLayer], *, hybrid: bool) -> None:
-    """Turn a loaded softmax model into its linear subclass, in place, with fresh float32 operators on the layers' devices.
+    """Turn a loaded softmax model into its linear subclass, in place, with fresh operators.
 
     Args:
         model: the model.
         layers: what to convert.
         hybrid: whether attention layers remain that are not converted.
     """
-    base, config = type(model), model.config
+    base, config = type(model), _own_config(model)
     base_type = config.model_type
     attach(model, list(layers))
     for layer in layers:
@@ -161,6 +162,18 @@ def become_linear(model: PreTrainedModel, layers: Sequence[LinearLayer], *, hybr
     _route(model)
 
 
+def _own_config(model: PreTrainedModel) -> PreTrainedConfig:
+    """Give the model a copy of its config, which others may share, and return the copy."""
+    shared = model.config
+    memo: dict[int, Any] = {}
+    copied = copy.deepcopy(shared, memo)
+    for module in model.modules():
+        held = getattr(module, "config", None)
+        if isinstance(held, PreTrainedConfig) and id(held) in memo:
+            module.config = memo[id(held)]
+    return copied
+
+
 def _route(model: PreTrainedModel) -> None:
     """Point transformers' attention table at us, and let the converted layers find their cache."""
     config = model.config.get_text_config(decoder=True)
@@ -176,13 +189,11 @@ def _route(model: PreTrainedModel) -> None:
         model.get_submodule(layer.name).register_forward_pre_hook(find_state, with_kwargs=True)
 
 
-@cache
 def linear_config_class(base: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
     """The subclass of a config class that describes a converted model."""
     return cast(type[PreTrainedConfig], _subclass(_LinearConfig, base, model_type=MODEL_TYPE))
 
 
-@cache
 def linear_model_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
     """The subclass of a model class whose listed layers are linear."""
     return cast(
@@ -190,7 +201,7 @@ def linear_model_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
         _subclass(
             _LinearModel,
             base,
-            config_class=linear_config_class(base.config_class),
+            config_class=linear_config_class(cast(type[PreTrainedConfig], base.config_class)),
             softmax_class=base,
             _keep_in_fp32_modules_strict={ATTRIBUTE, *(base._keep_in_fp32_modules_strict or ())},
             _auto_class=None,
@@ -198,15 +209,21 @@ def linear_model_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
     )
 
 
+_MADE: dict[tuple[type, type], type] = {}
+
+
 def _subclass(mixin: type, base: type, **attributes: Any) -> type:
-    """``class Lineahead<Base>(mixin, base)``, reachable as an attribute of this module, so that it pickles."""
+    """``class Lineahead<Base>(mixin, base)``, an attribute of this module, so that it pickles."""
+    if (mixin, base) in _MADE:
+        return _MADE[mixin, base]
     name = f"Lineahead{base.__name__}"
     made = type(name, (mixin, base), {"__module__": __name__, "__doc__": mixin.__doc__, **attributes})
     setattr(sys.modules[__name__], name, made)
+    _MADE[mixin, base] = made
     return made
 
 
-class LineaheadConfig(PreTrainedConfig):  # type: ignore[misc]
+class LineaheadConfig(PreTrainedConfig):
     """What ``AutoConfig`` finds in an artifact: makes the linear config of the base model type."""
 
     model_type = MODEL_TYPE
@@ -218,17 +235,17 @@ class LineaheadConfig(PreTrainedConfig):  # type: ignore[misc]
         Raises:
             ArtifactError: when the base model type is missing or unknown to this transformers.
         """
-        base = config_dict.get("base_model_type")
+        base = str(config_dict.get("base_model_type"))
         if base not in CONFIG_MAPPING or "lineahead" not in config_dict:
             raise ArtifactError(
-                f"config.json: base_model_type {base!r} is unknown to transformers {transformers.__version__}",
+                f"config.json: transformers {transformers.__version__} has no base_model_type {base!r}",
                 hint="Update transformers, or convert the checkpoint again.",
             )
         return linear_config_class(CONFIG_MAPPING[base]).from_dict(config_dict, **kwargs)
 
 
 class LineaheadForCausalLM:
-    """What ``AutoModelForCausalLM`` finds in an artifact: makes the linear subclass of the base model class."""
+    """What ``AutoModelForCausalLM`` finds in an artifact: makes the linear subclass of the base class."""
 
     @classmethod
     def from_pretrained(cls, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Rows with padding: the operator counts tokens, so each row's tokens are moved to the front, and its outputs back."""
+"""Padding: the operator counts tokens, so each row's tokens are moved to the front, and its outputs back."""
 
 from dataclasses import dataclass
 
@@ -42,8 +42,8 @@ def token_columns(mask: Tensor | None, length: int) -> Tensor | None:
     """Which of the last `length` columns hold tokens, from any mask that an attention layer may be given.
 
     Args:
-        mask: None (no padding); ``[B, N]`` with nonzero at tokens; or ``[B, 1, T, N]``, bool or additive, causal: a token
-            always sees itself and padding is seen by nobody, so the diagonal says which is which.
+        mask: None (no padding); ``[B, N]`` with nonzero at tokens; or ``[B, 1, T, N]``, bool or additive,
+            causal: a token always sees itself, padding is seen by nobody, so the diagonal tells them apart.
         length: T.
 
     Returns:
