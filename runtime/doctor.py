@@ -4,12 +4,13 @@ Needs neither torch nor transformers: their versions are read from package metad
 """
 
 import ctypes
-import importlib.util
 import platform
 import shutil
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Literal
+
+from lineahead.plugins.augmented_attention import native
 
 Status = Literal["ok", "note", "problem"]
 
@@ -122,12 +123,14 @@ def _onnxruntime() -> list[Finding]:
 
 
 def _native_kernel() -> Finding:
-    """Status of the optional CPU kernel of the operator."""
-    if importlib.util.find_spec("lineahead.plugins.augmented_attention.native") is None:
-        return Finding(check="native CPU kernel", status="note", detail="not part of this installation")
-    native = importlib.import_module("lineahead.plugins.augmented_attention.native")
+    """The optional CPU kernel of the operator; without it the graph's own function body runs."""
     status = native.status()
-    return Finding(check="native CPU kernel", status="ok", detail=str(status))
+    if status.path is not None:
+        return Finding(check="native CPU kernel", status="ok", detail=status.path.name)
+    if status.reason is not None:
+        cure = "Install a C++ compiler." if status.compiler is None else None
+        return Finding(check="native CPU kernel", status="note", detail=status.reason, cure=cure)
+    return Finding(check="native CPU kernel", status="ok", detail="compiled on first use")
 
 
 def _compiler() -> Finding:
