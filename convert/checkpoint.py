@@ -138,7 +138,7 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
 
 
 def _base_config(path: Path) -> PreTrainedConfig | None:
-    """For an artifact, a config of its base type: without it, transformers would ask to run the artifact's code."""
+    """For an artifact, a config of its base type: else transformers asks to run the artifact's code."""
     if not is_artifact(path):
         return None
     config = read_config(path)

@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicLayer, EncoderDecoderCache
 from transformers.masking_utils import eager_mask, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -239,6 +239,8 @@ def find_state(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
         InputError: when the cache has another kind of layer there.
     """
     cache = next((x for x in (*args, *kwargs.values()) if isinstance(x, Cache)), None)
+    if isinstance(cache, EncoderDecoderCache):
+        cache = cache.self_attention_cache
     if cache is None or in_softmax_mode():
         _LAYER.set(None)
         return

@@ -70,7 +70,7 @@ class _LinearModel:
         wants_info = kwargs.pop("output_loading_info", False)
         kwargs["ignore_mismatched_sizes"] = True  # reported below, by name
         model, info = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)  # type: ignore[misc]
-        bad = sorted(str(key) for key in (*info["missing_keys"], *info["mismatched_keys"]))
+        bad = sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
         if bad:
             raise CheckpointError(
                 f"{path}: no usable weight {bad[0]!r} ({len(bad)} in all)",
