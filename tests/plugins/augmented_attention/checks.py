@@ -9,13 +9,10 @@ from dataclasses import replace
 import numpy as np
 import torch
 from operator_cases import (
-    DIM,
     EXACT,
     HEADS,
-    KV_HEADS,
     SCALE,
     SMALL,
-    VALUE_DIM,
     Case,
     Decoder,
     close,
@@ -25,7 +22,7 @@ from operator_cases import (
     relative,
     tree_definition,
 )
-from operator_oracle import define, define_state, normalise
+from operator_oracle import define_state, normalise
 
 
 def reference_is_definition(forms, name):
@@ -230,38 +227,111 @@ def gradients(forms, name):
             close(got, want, what=f"gradient of {what}")
 
 
-def module_starts_as_its_preset(forms, name):
-    """The parameters' initial values and the way the module hands them to the operator."""
+def module_is_its_parameters(forms, name):
+    """The module computes the definition from its named parameters, from ones and zeros where it has none."""
     settings = forms.settings(name)
-    shape = forms.schema.LayerShape(heads=HEADS, kv_heads=KV_HEADS, head_dim=DIM, value_dim=VALUE_DIM)
-    module = forms.module.AugmentedAttention(settings, shape)
     case = Case(forms, settings, tokens=20, dtype=torch.float32)
+    module = forms.module.AugmentedAttention(settings, case.shape)
     with torch.no_grad():
         for i, parameter in enumerate(module.parameters()):
             parameter.add_(0.1 * torch.sin(torch.arange(parameter.numel()) + i).reshape(parameter.shape))
-    operands = module.operands()
-    log_alpha = getattr(module, "alpha", None)
-    if log_alpha is not None:
-        weight = log_alpha.exp() if settings.normalizer == "denominator" else log_alpha
-        close(operands[0], weight, 1e-6, "alpha")
-    case.parameters = tuple(x.detach() for x in operands)
-    scale = 1.0 if settings.qk_norm else SCALE
-    arrays = [x.double().numpy() for x in case.parameters]
-    want = torch.from_numpy(define(*case.arrays(), arrays, settings, scale))
-    close(module(case.query, case.key, case.value, SCALE).detach(), want, 1e-5)
+    named = dict(module.named_parameters())
+    alpha, ones = named.get("alpha", torch.ones(HEADS)), torch.ones(HEADS)
+    case.parameters = tuple(
+        x.detach()
+        for x in (
+            alpha.exp() if settings.normalizer == "denominator" else alpha,
+            named.get("local_scale", ones),
+            named.get("conv", torch.zeros(HEADS, 1)),
+            named.get("query_map", ones),
+            named.get("key_map", ones),
+        )
+    )
+    case.scale = 1.0 if settings.qk_norm else SCALE
+    close(module(case.query, case.key, case.value, SCALE).detach(), case.define(), 1e-5)
     assert module.features == case.widths(), "width of the state"
 
 
-CHEAP = (
-    reference_is_definition,
-    parallel_is_definition,
-    step_is_definition,
+def operands_of_a_call(forms, name):
+    case = Case(forms, forms.settings(name), tokens=20)
+    decoder = Decoder(case)
+    decoder.chain([7, 5])
+    index, count = torch.tensor([[0, 2, 1], [3, 3, 3]]), torch.tensor([2, 0])
+    ancestors = torch.ones(4, 4).tril().bool().repeat(2, 1, 1)
+    tensors = [
+        *case.rows(12, 16), ancestors, decoder.length, index, count, *decoder.state, *decoder.pending,
+        *case.parameters,
+    ]  # fmt: skip
+    return case, tensors
+
+
+def inputs_are_left_alone(forms, name):
+    case, tensors = operands_of_a_call(forms, name)
+    before = [x.clone() for x in tensors]
+    outputs = forms.step.step(*tensors, settings=case.settings, scale=SCALE)
+    for port, old, new in zip(forms.schema.INPUTS, before, tensors, strict=True):
+        assert torch.equal(old, new), f"{port} was modified"
+    for x in outputs[:1]:
+        x.fill_(float("nan"))
+    for port, old, new in zip(forms.schema.INPUTS, before, tensors, strict=True):
+        assert torch.equal(old, new), f"the output aliases {port}"
+
+
+def strided_inputs(forms, name):
+    case, tensors = operands_of_a_call(forms, name)
+    want = forms.step.step(*tensors, settings=case.settings, scale=SCALE)
+    strided = [torch.stack([x, x], -1)[..., 0] if x.dim() > 1 else x for x in tensors]
+    swapped = [x.transpose(1, -1).contiguous().transpose(1, -1) if x.dim() == 4 else x for x in strided]
+    got = forms.step.step(*swapped, settings=case.settings, scale=SCALE)
+    for port, a, b in zip(forms.schema.OUTPUTS, got, want, strict=True):
+        close(a, b, 1e-12, port)
+
+
+def rows_that_hold_nothing(forms, name):
+    """Empty or unaccepted rows and padded indices may hold anything finite."""
+    case = Case(forms, forms.settings(name), tokens=20)
+    clean, dirty = Decoder(case), Decoder(case)
+    dirty.state = [
+        x if port in ("state", "norm") else x + 1e3
+        for port, x in zip(forms.schema.STATE, dirty.state, strict=True)
+    ]
+    for decoder in (clean, dirty):
+        decoder.chain([5])
+    spoiled = torch.tensor([False, False, False, True, True])[None, None, :, None]
+    dirty.pending = [torch.where(spoiled, torch.tensor(1e3, dtype=x.dtype), x) for x in dirty.pending]
+    count = torch.tensor([3, 1])
+    want = clean.step(*case.rows(5, 9), index=torch.tensor([[0, 1, 2], [0, 0, 0]]), count=count)
+    got = dirty.step(*case.rows(5, 9), index=torch.tensor([[0, 1, 2, 3, 4], [0, 4, 3, 4, 3]]), count=count)
+    close(got, want)
+    close(dirty.step(*case.rows(9, 12)), clean.step(*case.rows(9, 12)))
+
+
+def autocast_changes_nothing(forms, name):
+    """Trainers wrap models in autocast, which would round the sums over tokens to 16 bits with the products."""
+    case = Case(forms, forms.settings(name), tokens=29, batch=1, dtype=torch.float32)
+    want, got = Decoder(case), Decoder(case)
+    outputs = case.parallel(), want.chain([25, 3, 1])
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs_under_autocast = case.parallel(), got.chain([25, 3, 1])
+    for a, b in zip((*outputs_under_autocast, *got.state), (*outputs, *want.state), strict=True):
+        assert a.dtype == b.dtype, f"{a.dtype} under autocast"
+        assert torch.equal(a, b), "autocast reached the operator"
+
+
+CHECKS = (
+    module_is_its_parameters,
     tree_is_definition,
-    tree_is_plain_decoding,
+    parallel_is_definition,
     state_is_definition,
     rejecting_is_doing_nothing,
+    inputs_are_left_alone,
+    strided_inputs,
+    rows_that_hold_nothing,
+    autocast_changes_nothing,
     causal,
-    gradients,
-    module_starts_as_its_preset,
     single_precision,
+    step_is_definition,
+    gradients,
+    tree_is_plain_decoding,
+    reference_is_definition,
 )

@@ -9,7 +9,7 @@ ALL = tuple(cases.VARIANTS)
 
 
 @pytest.mark.parametrize("name", ALL)
-@pytest.mark.parametrize("check", checks.CHEAP, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("check", checks.CHECKS, ids=lambda check: check.__name__)
 def test_form(check, name, forms):
     check(forms, name)
 

@@ -86,63 +86,6 @@ def test_query_heads_share_key_heads(name, kv_heads, forms):
     cases.close(one.parallel(), many.parallel(), what="parallel")
 
 
-def operands_of_a_call(forms, name):
-    case = cases.Case(forms, forms.settings(name), tokens=20)
-    decoder = cases.Decoder(case)
-    decoder.chain([7, 5])
-    index, count = torch.tensor([[0, 2, 1], [3, 3, 3]]), torch.tensor([2, 0])
-    ancestors = torch.ones(4, 4).tril().bool().repeat(2, 1, 1)
-    tensors = [
-        *case.rows(12, 16), ancestors, decoder.length, index, count, *decoder.state, *decoder.pending,
-        *case.parameters,
-    ]  # fmt: skip
-    return case, tensors
-
-
-@pytest.mark.parametrize("name", cases.VARIANTS)
-def test_inputs_are_not_modified_and_outputs_do_not_alias_them(name, forms):
-    case, tensors = operands_of_a_call(forms, name)
-    before = [x.clone() for x in tensors]
-    outputs = forms.step.step(*tensors, settings=case.settings, scale=cases.SCALE)
-    for port, old, new in zip(forms.schema.INPUTS, before, tensors, strict=True):
-        assert torch.equal(old, new), f"{port} was modified"
-    for x in outputs[:1]:
-        x.fill_(float("nan"))
-    for port, old, new in zip(forms.schema.INPUTS, before, tensors, strict=True):
-        assert torch.equal(old, new), f"the output aliases {port}"
-
-
-@pytest.mark.parametrize("name", cases.VARIANTS)
-def test_non_contiguous_inputs(name, forms):
-    case, tensors = operands_of_a_call(forms, name)
-    want = forms.step.step(*tensors, settings=case.settings, scale=cases.SCALE)
-    strided = [torch.stack([x, x], -1)[..., 0] if x.dim() > 1 else x for x in tensors]
-    swapped = [x.transpose(1, -1).contiguous().transpose(1, -1) if x.dim() == 4 else x for x in strided]
-    got = forms.step.step(*swapped, settings=case.settings, scale=cases.SCALE)
-    for port, a, b in zip(forms.schema.OUTPUTS, got, want, strict=True):
-        cases.close(a, b, 1e-12, port)
-
-
-@pytest.mark.parametrize("name", cases.VARIANTS)
-def test_rows_that_hold_nothing_do_not_matter(name, forms):
-    """Empty window rows, rows that were not accepted and padded indices may hold anything finite."""
-    case = cases.Case(forms, forms.settings(name), tokens=20)
-    clean, dirty = cases.Decoder(case), cases.Decoder(case)
-    dirty.state = [
-        x if port in ("state", "norm") else x + 1e3
-        for port, x in zip(forms.schema.STATE, dirty.state, strict=True)
-    ]
-    for decoder in (clean, dirty):
-        decoder.chain([5])
-    spoiled = torch.tensor([False, False, False, True, True])[None, None, :, None]
-    dirty.pending = [torch.where(spoiled, torch.tensor(1e3, dtype=x.dtype), x) for x in dirty.pending]
-    count = torch.tensor([3, 1])
-    want = clean.step(*case.rows(5, 9), index=torch.tensor([[0, 1, 2], [0, 0, 0]]), count=count)
-    got = dirty.step(*case.rows(5, 9), index=torch.tensor([[0, 1, 2, 3, 4], [0, 4, 3, 4, 3]]), count=count)
-    cases.close(got, want)
-    cases.close(dirty.step(*case.rows(9, 12)), clean.step(*case.rows(9, 12)))
-
-
 @pytest.mark.parametrize("name", cases.PRESET_NAMES)
 def test_unused_nodes_do_not_matter(name, forms):
     """A tree padded with nodes that are nobody's ancestors gives the same outputs for the others."""
@@ -221,19 +164,6 @@ def test_memory_does_not_grow(name, forms):
             for x in decoder.state
             if x.numel() > 1
         )
-
-
-@pytest.mark.parametrize("name", cases.PRESET_NAMES)
-def test_autocast_does_not_touch_the_state(name, forms):
-    case = cases.Case(forms, forms.settings(name), tokens=80, batch=1, dtype=torch.float32)
-    want = cases.Decoder(case)
-    want.chain([70, 3])
-    got = cases.Decoder(case)
-    with torch.autocast("cpu", torch.bfloat16):
-        got.chain([70, 3])
-    for port, a, b in zip(forms.schema.STATE[:2], got.state, want.state, strict=False):
-        assert a.dtype == torch.float32
-        cases.close(a, b, 1e-5, port)
 
 
 @pytest.mark.shared
