@@ -74,7 +74,7 @@ artifact_argument = click.argument("artifact", type=click.Path(path_type=Path))
 
 
 def recipe_options(default: str | None) -> Callable[[Command], Command]:
-    """``--recipe`` and its ``key.sub=value`` overrides; without a default, the artifact's own recipe is used."""
+    """``--recipe`` and ``key.sub=value`` overrides; without a default, the artifact's own recipe is used."""
 
     def wrap(command: Command) -> Command:
         shown = default or "the artifact's own"
@@ -130,6 +130,33 @@ def main(verbose: int, quiet: bool) -> None:
 
 
 @main.command()
+@click.argument("names", nargs=-1, metavar="[MODEL_TYPE]...")
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="Keep the rows here; reused while versions match."
+)
+@click.option("--workers", default=2, help="Processes at a time.")
+@json_option
+def architectures(names: tuple[str, ...], output: Path | None, workers: int, as_json: bool) -> None:
+    """Measure which model types of transformers can be linearized: each one tiny, with random weights."""
+    from lineahead.convert.architectures import load_rows, measure_architectures, save_rows
+
+    rows = load_rows(output) if output and not names else None
+    if rows is None:
+        rows = measure_architectures(
+            names or None,
+            lambda row, done, total: _note(f"{done}/{total} {row.model_type}: {row.status}"),
+            workers=workers,
+        )
+        if output:
+            save_rows(output, rows)
+    found = {
+        status: sum(row.status == status for row in rows)
+        for status in ("exact", "inexact", "refused", "failed")
+    }
+    _show({**found, "rows": [vars(row) for row in rows]}, as_json)
+
+
+@main.command()
 @artifact_argument
 @click.option("-p", "--prompt", help="The prompt; without it or --file, standard input is read.")
 @click.option("-f", "--file", type=click.File(encoding="utf-8"), help="File with the prompt.")
@@ -169,8 +196,9 @@ def generate(
     backend = {name: options.pop(name) for name in ("backend", "precision", "implementation")}
     params = SamplingParams(**{**options, "stop": tuple(options["stop"])})
     generator = Generator.load(artifact, **backend, **where)
-    shape = "adaptive" if tree else "chain"
-    drafter = open_drafter(generator.artifact, speculate, nodes=draft_length, shape=shape, **where)
+    drafter = open_drafter(
+        generator.artifact, speculate, nodes=draft_length, shape="adaptive" if tree else "chain", **where
+    )
     if chat is None:
         chat = generator.tokenizer.template is not None
     tokens = generator.chat([{"role": "user", "content": text}]) if chat else generator.encode(text)

@@ -142,7 +142,7 @@ def _compiler() -> Finding:
 
 
 def cuda_devices() -> int:
-    """Number of CUDA devices, asked of the driver itself, so that no framework is needed; -1 without a driver.
+    """Number of CUDA devices, asked of the driver itself; -1 without a driver.
 
     Raises:
         OSError: the driver is there but does not work; the message has its error code.
