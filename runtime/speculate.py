@@ -152,12 +152,12 @@ class Decoder:
         if choice is None or part.tree is None:
             return None
         row.hidden = output.hidden[i, path[-1] if path else 0].copy()
-        first = not row.generated
+        verified = len(part.chain) == 1
         kept, text = row.emit(choice.tokens(part.tree))
-        if not first:
+        if verified:
             self.statistics.record(part.tree, min(len(path), kept), kept)
         self.statistics.tokens += kept
-        if self._governor is not None and not first:
+        if self._governor is not None and verified:
             self._governor.observe(part.tree, len(path))
         return Event(
             request=row.request,

@@ -50,7 +50,8 @@ class RecordedDrafter:
         before: list[int] = []
         paths: list[list[int]] = []
         for token in future:
-            level = self._random.integers(0, self._vocab, self._branches).tolist()
+            wrong = self._random.integers(1, self._vocab, self._branches)
+            level = [int(one) for one in (token + wrong) % self._vocab]
             place = int(self._random.integers(self._branches))
             hit = bool(self._random.random() < self._hit_rate)
             if hit:

@@ -1,0 +1,107 @@
+"""A toy language model behind the session protocol: every logit depends on the whole accepted text, so that any mistake in
+commit, ancestors or positions changes what is decoded."""
+
+import zlib
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from lineahead.errors import ArtifactError
+from lineahead.runtime.row import Row
+from lineahead.runtime.sampling import SamplingParams, stream
+from lineahead.runtime.session import Session, SessionInfo, StepInput, StepOutput, check
+from lineahead.runtime.speculate import Decoder
+
+
+class ToySession(Session):
+    """Keeps the committed tokens of each row; the next token mostly repeats a table of bigrams."""
+
+    def __init__(self, vocab=13, seed=0, noise=1.0):
+        self.info = SessionInfo(backend="toy")
+        self.identity = lambda: "toy"
+        self.vocab, self.noise = vocab, noise
+        self.table = np.random.default_rng(seed).normal(size=(vocab, vocab)) * 3
+        self.calls = []
+        self.reset(0)
+
+    @property
+    def length(self):
+        return np.array([len(text) for text in self.texts], np.int64)
+
+    def reset(self, batch):
+        self.texts = [[] for _ in range(batch)]
+        self.pending = [[] for _ in range(batch)]
+
+    def logits(self, text):
+        random = np.random.default_rng(zlib.crc32(np.array(text, np.int64).tobytes()))
+        return (self.table[text[-1]] + self.noise * random.normal(size=self.vocab)).astype(np.float32)
+
+    def step(self, inputs: StepInput) -> StepOutput:
+        batch, nodes = inputs.input_ids.shape
+        check(inputs, len(self.texts), len(self.pending[0]) if self.pending else 0)
+        self.calls.append(inputs)
+        results = inputs.output_index.shape[1]
+        logits = np.full((batch, results, self.vocab), np.nan, np.float32)
+        hidden = np.zeros((batch, results, 2), np.float32)
+        for b in range(batch):
+            accepted = inputs.accept_index[b, : inputs.accept_count[b]]
+            self.texts[b] = self.texts[b] + [self.pending[b][i] for i in accepted]
+            mask = inputs.ancestors[b]
+            assert mask.diagonal().all()
+            for i in range(nodes):
+                assert (mask[np.flatnonzero(mask[i])] <= mask[i]).all(), "not closed under ancestors"
+                assert not mask[i, i + 1 :].any()
+            for r, i in enumerate(inputs.output_index[b]):
+                path = [int(token) for token in inputs.input_ids[b, np.flatnonzero(mask[i])]]
+                text = self.texts[b] + path
+                logits[b, r] = self.logits(text)
+                hidden[b, r] = len(text), text[-1]
+            self.pending[b] = inputs.input_ids[b].tolist()
+        return StepOutput(logits=logits, hidden=hidden)
+
+    def fork(self, rows):
+        width = len(self.pending[0]) if self.pending else 0
+        self.texts = [list(self.texts[row]) if row >= 0 else [] for row in rows]
+        self.pending = [list(self.pending[row]) if row >= 0 else [0] * width for row in rows]
+
+    def read_state(self):
+        width = max(map(len, self.texts), default=0)
+        tokens = np.full((len(self.texts), width), -1, np.int64)
+        for row, text in enumerate(self.texts):
+            tokens[row, : len(text)] = text
+        return {"past.length": self.length, "past.0.state": tokens}
+
+    def write_state(self, tensors):
+        if set(tensors) != {"past.length", "past.0.state"}:
+            raise ArtifactError("not a toy state")
+        lengths = tensors["past.length"]
+        self.reset(len(lengths))
+        self.texts = [row[:n].tolist() for row, n in zip(tensors["past.0.state"], lengths, strict=True)]
+
+
+def make_row(request, tokens, params=None, **options):
+    params = params or SamplingParams(max_tokens=40)
+    return Row(
+        request=request,
+        tokens=list(tokens),
+        prompt=len(tokens),
+        params=params,
+        random=stream(params, request),
+        **options,
+    )
+
+
+def decode(session, rows, drafter=None, **options):
+    """Run to the end: token lists (prompt included), by request, and the decoder."""
+    decoder = Decoder(session, drafter, **options)
+    rows = list(rows)
+    decoder.admit(rows)
+    events = list(decoder.run())
+    return {row.request: row.tokens for row in rows}, SimpleNamespace(decoder=decoder, events=events, rows=rows)
+
+
+@pytest.fixture
+def toy():
+    """The toy model's class and the functions that drive it."""
+    return SimpleNamespace(Session=ToySession, row=make_row, decode=decode)
