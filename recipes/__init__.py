@@ -1,1 +1,1 @@
-"""What to do (recipes) and what was done (manifests), as typed data."""
+"""What to do (recipes) and what was done (the manifest of an artifact folder). Imports without torch."""

@@ -1,0 +1,1 @@
+"""Draft models that a linearized checkpoint speculates with."""

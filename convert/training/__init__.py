@@ -1,0 +1,1 @@
+"""Fine-tuning a linearized checkpoint: data, stages, loop, checkpoints."""

@@ -1,0 +1,114 @@
+"""Losses over the vocabulary in chunks of rows, so that the logits of a whole batch never exist."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from lineahead.errors import ArchitectureError
+
+CHUNK_BYTES = 64 << 20
+Head = Callable[[Tensor], Tensor]
+
+
+def head_of(model: PreTrainedModel) -> Head:
+    """Hidden states ``[N, E]`` to float32 logits ``[N, V]`` as the model does it, checked against the model.
+
+    Raises:
+        ArchitectureError: when the model does something else to its logits.
+    """
+    projection = model.get_output_embeddings()
+    config: Any = model.config.get_text_config(decoder=True)
+    cap = getattr(config, "final_logit_softcapping", None)
+    multiply = getattr(config, "logit_scale", None)
+    divide = getattr(config, "logits_scaling", None)
+
+    def head(hidden: Tensor) -> Tensor:
+        logits = projection(hidden).float()
+        if multiply is not None:
+            logits = logits * multiply
+        if divide is not None:
+            logits = logits / divide
+        return cap * torch.tanh(logits / cap) if cap is not None else logits
+
+    _check(model, head)
+    return head
+
+
+def _check(model: PreTrainedModel, head: Head) -> None:
+    ids = (
+        torch.arange(1, 9, device=model.device)[None] % model.config.get_text_config(decoder=True).vocab_size
+    )
+    with torch.no_grad():
+        expected = model(input_ids=ids, use_cache=False).logits.float()
+        found = head(model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0])[None]
+    if (expected - found).abs().max() > 0.02 * expected.abs().max():
+        raise ArchitectureError(
+            f"{type(model).__name__} changes its logits after the LM head in a way that is not known here",
+            hint="Use transfer stages only for this architecture.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """Weights of the terms: KL(teacher, student) at a temperature, and cross entropy with the text."""
+
+    kl: float
+    ce: float
+    temperature: float
+
+
+def distillation_backward(
+    hidden: Tensor, head: Head, teacher_hidden: Tensor | None, teacher_head: Head, batch: Tensor, weights: Weights,
+    share: float,
+) -> dict[str, float]:  # fmt: skip
+    """Add the gradients of ``share * (kl * T^2 * KL + ce * CE)``, averaged over predicted tokens, to whatever made `hidden`.
+
+    Args:
+        hidden: the student's ``[B, N, E]``, with a graph.
+        head: its LM head.
+        teacher_hidden: ``[B, N, E]``; None when ``kl`` is 0.
+        teacher_head: the teacher's LM head.
+        batch: token ids ``[B, N]``.
+        weights: of the terms.
+        share: multiplier of the loss.
+
+    Returns:
+        ``loss``, ``kl`` and ``ce``, the latter two in nats per token.
+
+    Source: Hinton et al., 2015, arXiv:1503.02531, section 2 (the factor T^2).
+    """
+    rows = hidden[:, :-1].flatten(0, 1)
+    leaf = rows.detach().requires_grad_(True)
+    targets = batch[:, 1:].flatten()
+    against = None if teacher_hidden is None else teacher_hidden[:, :-1].flatten(0, 1)
+    sums = torch.zeros(2, device=hidden.device)
+    count, size = len(targets), _chunk_rows(head, leaf)
+    for start in range(0, count, size):
+        part = slice(start, start + size)
+        logits = head(leaf[part])
+        ce = functional.cross_entropy(logits, targets[part], reduction="sum")
+        kl = torch.zeros_like(ce)
+        if against is not None:
+            with torch.no_grad():
+                wanted = (teacher_head(against[part]) / weights.temperature).log_softmax(-1)
+            given = (logits / weights.temperature).log_softmax(-1)
+            kl = functional.kl_div(given, wanted, reduction="sum", log_target=True)
+        loss = weights.kl * weights.temperature**2 * kl + weights.ce * ce
+        (loss * (share / count)).backward()  # type: ignore[no-untyped-call]
+        sums += torch.stack([kl.detach(), ce.detach()])
+    assert leaf.grad is not None
+    rows.backward(leaf.grad)  # type: ignore[no-untyped-call]
+    kl_mean, ce_mean = (sums / count).tolist()
+    loss_mean = weights.kl * weights.temperature**2 * kl_mean + weights.ce * ce_mean
+    return {"loss": loss_mean, **({"kl": kl_mean} if against is not None else {}), "ce": ce_mean}
+
+
+def _chunk_rows(head: Head, rows: Tensor) -> int:
+    with torch.no_grad():
+        vocabulary = head(rows[:1]).shape[-1]
+    return max(1, CHUNK_BYTES // (4 * vocabulary))

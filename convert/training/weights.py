@@ -1,0 +1,45 @@
+"""Which of a linear model's parameters are new, and the precision of those that are not."""
+
+from typing import Literal
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from lineahead.plugins.augmented_attention.huggingface.layers import ATTRIBUTE
+
+Resolved = Literal["fp32", "bf16"]
+
+
+def is_new(name: str) -> bool:
+    """Whether the parameter called `name` was added by conversion."""
+    return ATTRIBUTE in name.split(".")
+
+
+def new_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
+    """The parameters that conversion added, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if is_new(name)}
+
+
+def layer_of(name: str) -> str:
+    """The layer that a parameter belongs to, in words."""
+    parts = name.split(".")
+    return ".".join(parts[: parts.index(ATTRIBUTE)]) if ATTRIBUTE in parts else ".".join(parts[:-1])
+
+
+def resolve_precision(wanted: Literal["auto", "fp32", "bf16"], device: torch.device) -> Resolved:
+    """bfloat16 where the hardware multiplies it faster than float32, if the recipe leaves the choice."""
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    amx = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return "bf16" if device.type == "cpu" and amx is not None and amx() else "fp32"
+
+
+def freeze(model: PreTrainedModel, precision: Resolved) -> None:
+    """Stop all gradients and put the pretrained parameters in `precision`; the new ones stay float32."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    model.eval().requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data.to(torch.float32 if is_new(name) else dtype)

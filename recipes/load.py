@@ -1,0 +1,152 @@
+"""Reading recipes: YAML files or shipped names, with dotted overrides; every mistake is named with its cure."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from lineahead.errors import RecipeError
+from lineahead.recipes import schema
+
+_SECTIONS: dict[str, type[schema.Part]] = {
+    "": schema.Recipe,
+    "method": schema.Method,
+    "data": schema.Data,
+    "data.dataset": schema.Dataset,
+    "data.samples": schema.Samples,
+    "stages.transfer": schema.TransferStage,
+    "stages.distill": schema.DistillStage,
+    "stages.distill.lora": schema.Lora,
+    "draft": schema.Draft,
+    "draft.samples": schema.Samples,
+    "export": schema.Export,
+    "eval": schema.Eval,
+}
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """The recipes that come with the package, by name."""
+    return {path.stem: path for path in sorted(Path(__file__).parent.glob("*.yaml"))}
+
+
+def load_recipe(reference: str | Path, overrides: Sequence[str] = ()) -> schema.Recipe:
+    """Read a recipe.
+
+    Args:
+        reference: path of a YAML file, or the name of a shipped recipe.
+        overrides: ``key.sub=value`` items applied on top; list entries by number (``stages.0.tokens=1000``), values in YAML.
+
+    Raises:
+        RecipeError: naming the file, the key and the cure.
+    """
+    path = _resolve(str(reference))
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(
+            f"{path}: cannot read the recipe: {error}", hint="Give a readable YAML file."
+        ) from error
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" line {where.line + 1}" if where else ""
+        raise RecipeError(f"{path}:{line} not valid YAML", hint="Correct the YAML syntax there.") from error
+    if not isinstance(data, dict):
+        raise RecipeError(
+            f"{path}: a recipe is a mapping of keys", hint="See the shipped recipes for examples."
+        )
+    data.setdefault("name", path.stem)
+    for override in overrides:
+        _override(data, override)
+    return parse_recipe(data, str(path))
+
+
+def parse_recipe(data: dict[str, Any], origin: str) -> schema.Recipe:
+    """Check a recipe given as plain data; `origin` names it in errors.
+
+    Raises:
+        RecipeError: naming the key at fault.
+    """
+    try:
+        return schema.Recipe.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise _recipe_error(origin, tuple(first["loc"]), first["type"], first["msg"]) from error
+
+
+def _resolve(reference: str) -> Path:
+    path, shipped = Path(reference), shipped_recipes()
+    if path.is_file():
+        return path
+    if reference in shipped:
+        return shipped[reference]
+    raise RecipeError(f"no recipe {reference!r}", hint=f"Give a YAML file or one of: {', '.join(shipped)}.")
+
+
+def _recipe_error(origin: str, loc: tuple[int | str, ...], kind: str, message: str) -> RecipeError:
+    tags = {"transfer", "distill"} if loc[:1] == ("stages",) else set()
+    key = ".".join(str(part) for part in loc if part not in tags)
+    if kind == "extra_forbidden":
+        parents = _SECTIONS.get(".".join(str(part) for part in loc[:-1] if isinstance(part, str)))
+        hint = _nearest(str(loc[-1]), parents.model_fields if parents else schema.Recipe.model_fields)
+        return RecipeError(f"{origin}: unknown key {key!r}", hint=hint)
+    message = message.removeprefix("Value error, ")
+    return RecipeError(
+        f"{origin}: {key + ': ' if key else ''}{message}", hint="Correct this key in the recipe."
+    )
+
+
+def _nearest(key: str, known: Iterable[str]) -> str:
+    names = list(known)
+    match = difflib.get_close_matches(key, names, n=1)
+    return f"Did you mean {match[0]!r}?" if match else f"Known keys here: {', '.join(names)}."
+
+
+def _override(data: dict[str, Any], item: str) -> None:
+    """Set one ``a.b=value`` in `data`, making the sections on the way."""
+    key, equals, text = item.partition("=")
+    if not equals or not key.strip():
+        raise RecipeError(f"override {item!r} is not key=value", hint="Write overrides as section.key=value.")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(
+            f"override {item!r}: the value is not valid YAML", hint="Quote the value."
+        ) from error
+    *parents, last = key.strip().split(".")
+    node: Any = data
+    for part in parents:
+        node = _child(node, part, item)
+    if isinstance(node, list):
+        node[_index(node, last, item)] = value
+    elif isinstance(node, dict):
+        node[last] = value
+    else:
+        raise _no_section(item, last)
+
+
+def _child(node: Any, part: str, item: str) -> Any:
+    if isinstance(node, list):
+        return node[_index(node, part, item)]
+    if not isinstance(node, dict):
+        raise _no_section(item, part)
+    if node.get(part) is None:
+        node[part] = {}
+    return node[part]
+
+
+def _index(node: list[Any], part: str, item: str) -> int:
+    if not part.isdigit() or int(part) >= len(node):
+        raise RecipeError(
+            f"override {item!r}: {part!r} is not one of the {len(node)} entries",
+            hint="Count the entries from 0.",
+        )
+    return int(part)
+
+
+def _no_section(item: str, part: str) -> RecipeError:
+    return RecipeError(
+        f"override {item!r}: nothing can be set under a plain value at {part!r}", hint="Shorten the key."
+    )

@@ -1,0 +1,262 @@
+"""What was made: ``lineahead.json`` in every artifact folder. Read by convert and runtime alike; imports without torch."""
+
+import datetime
+import importlib.metadata
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lineahead import __version__
+from lineahead.errors import ArtifactError
+from lineahead.recipes.files import write_text
+
+FILE = "lineahead.json"
+FORMAT = 1
+TOOLS = (
+    "torch",
+    "transformers",
+    "accelerate",
+    "peft",
+    "safetensors",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "numpy",
+)
+
+
+class Record(BaseModel):
+    """A section of the manifest: frozen, and closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Base(Record):
+    """The checkpoint that was converted.
+
+    Attributes:
+        reference: Hub id, folder or GGUF file as given.
+        revision: commit of the Hub repository.
+        model_type: transformers' name of the architecture.
+        files: SHA-256 of its files, by name.
+        trust_remote_code: whether its own code was run.
+    """
+
+    reference: str
+    revision: str | None = None
+    model_type: str
+    files: dict[str, str] = {}
+    trust_remote_code: bool = False
+
+
+class Model(Record):
+    """The converted model's dimensions.
+
+    Attributes:
+        vocab_size: logits' width.
+        hidden_size: width of the hidden states that the LM head reads.
+        max_position: longest text that the position table covers; None where there is no limit.
+        layers: number of layers.
+        linear_layers: indices of the converted ones.
+        settings: the operator's settings, as saved in ``config.json``.
+        parameters: number of parameters.
+        new_parameters: how many of them conversion added.
+        state_bytes: bytes of the decoding state per sequence, whatever the context, in float32.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    max_position: int | None = None
+    layers: int
+    linear_layers: tuple[int, ...]
+    settings: dict[str, Any]
+    parameters: int
+    new_parameters: int
+    state_bytes: int
+
+
+class Training(Record):
+    """One finished training stage.
+
+    Attributes:
+        run: the run it belongs to; a resumed run keeps its name.
+        stage: its number in the recipe.
+        kind: ``transfer`` or ``distill``.
+        steps: optimiser steps.
+        tokens: tokens seen.
+        seconds: wall time, interruptions excluded.
+        seed: of data order and dropout.
+        data: where the text came from.
+        data_hash: SHA-256 of the token ids.
+        losses: the last losses by name, averaged over the last tenth of the stage.
+        device: ``cpu`` or ``cuda``.
+        precision: of the frozen weights.
+    """
+
+    run: str
+    stage: int
+    kind: str
+    steps: int
+    tokens: int
+    seconds: float
+    seed: int
+    data: str
+    data_hash: str
+    losses: dict[str, float]
+    device: str
+    precision: str
+
+
+class Evaluation(Record):
+    """One perplexity measurement, teacher beside student.
+
+    Attributes:
+        file: the text file's name.
+        file_hash: its SHA-256.
+        context: tokens of context.
+        tokens: tokens that were predicted.
+        perplexity: by model: ``teacher``, ``student``.
+        bits_per_byte: likewise.
+    """
+
+    file: str
+    file_hash: str
+    context: int
+    tokens: int
+    perplexity: dict[str, float]
+    bits_per_byte: dict[str, float]
+
+
+class Export(Record):
+    """One exported graph or engine.
+
+    Attributes:
+        file: its path in the artifact folder.
+        kind: ``verifier`` or ``draft``.
+        precision: of its weights.
+        opset: ONNX operator set.
+        bytes: size with its external data.
+        sha256: of the graph file.
+        parity: largest differences from eager, by output.
+    """
+
+    file: str
+    kind: str
+    precision: str
+    opset: int
+    bytes: int = 0
+    sha256: str = ""
+    parity: dict[str, float] = {}
+
+
+class Draft(Record):
+    """One set of draft heads.
+
+    Attributes:
+        folder: where it is in the artifact folder.
+        kind: ``medusa``.
+        heads: K.
+        vocabulary: tokens that it can propose.
+        tokens: training tokens.
+        data_hash: SHA-256 of their ids.
+        top1: held-out accuracy per head.
+        top5: likewise, among the five best.
+    """
+
+    folder: str
+    kind: str
+    heads: int
+    vocabulary: int
+    tokens: int
+    data_hash: str
+    top1: tuple[float, ...]
+    top5: tuple[float, ...]
+
+
+class Manifest(Record):
+    """The whole of ``lineahead.json``.
+
+    Attributes:
+        format: version of this file's layout.
+        lineahead: version of the package that wrote it last.
+        created: UTC time of the conversion.
+        base: the checkpoint that was converted.
+        base_weights: ``original``: the pretrained weights are unchanged, so the model is its own teacher; ``trained``
+            otherwise.
+        recipe: the resolved recipe.
+        model: dimensions.
+        training: finished stages, in order.
+        evaluations: perplexities.
+        exports: graphs and engines.
+        drafts: draft heads.
+        tools: versions of the libraries that wrote it.
+    """
+
+    format: int = FORMAT
+    lineahead: str = __version__
+    created: str = Field(
+        default_factory=lambda: datetime.datetime.now(datetime.timezone.utc).isoformat("T", "seconds")
+    )
+    base: Base
+    base_weights: str = "original"
+    recipe: dict[str, Any]
+    model: Model
+    training: tuple[Training, ...] = ()
+    evaluations: tuple[Evaluation, ...] = ()
+    exports: tuple[Export, ...] = ()
+    drafts: tuple[Draft, ...] = ()
+    tools: dict[str, str] = Field(default_factory=lambda: tool_versions())
+
+
+def tool_versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that are installed."""
+    versions = {"python": platform.python_version()}
+    for name in TOOLS:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write ``lineahead.json`` in one step.
+
+    Raises:
+        StorageError: when it cannot be written.
+    """
+    current = manifest.model_copy(update={"lineahead": __version__, "tools": tool_versions()})
+    write_text(folder / FILE, current.model_dump_json(indent=2) + "\n")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read ``lineahead.json``.
+
+    Raises:
+        ArtifactError: when it is missing, damaged, or written by a newer version.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        raise ArtifactError(
+            f"{folder}: no {FILE}: not an artifact folder", hint="Make one with `lineahead convert`."
+        )
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path}: damaged: {error}", hint="Convert the checkpoint again.") from error
+    if not isinstance(data, dict):
+        raise ArtifactError(f"{path}: damaged: not a JSON object", hint="Convert the checkpoint again.")
+    version = data.get("format")
+    if isinstance(version, int) and version > FORMAT:
+        raise ArtifactError(
+            f"{path}: format {version}, but this version reads up to {FORMAT}", hint="Upgrade lineahead."
+        )
+    try:
+        return Manifest.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ArtifactError(f"{path}: {key}: {first['msg']}", hint="Convert the checkpoint again.") from error
