@@ -42,6 +42,7 @@ class Method(Part):
     qk_norm: bool | None = None
     conv_taps: NonNegativeInt | None = None
     eps: PositiveFloat | None = None
+    sinks: NonNegativeInt | None = None
 
     def changes(self) -> dict[str, Any]:
         """The settings that differ from the preset's."""
