@@ -1,4 +1,4 @@
-"""Which model types of transformers can be linearized, measured: each one tiny, with random weights, in a guarded process."""
+"""Which model types of transformers can be linearized: measured on tiny random models, each guarded."""
 
 import json
 import multiprocessing
@@ -28,8 +28,9 @@ class Row:
 
     Attributes:
         model_type: transformers' name.
-        status: ``exact``: chunked with the constant-size cache equals the full pass, and greedy text too; ``inexact``: it
-            does not; ``refused``: `linearize` says why not; ``failed``: no tiny model of this type could be made or run.
+        status: ``exact``: chunks with the constant-size cache give the logits of the full pass, and greedy
+            text with the cache is greedy text without; ``inexact``: they do not; ``refused``: `linearize` says
+            why; ``failed``: no tiny model of this type could be made and run.
         error: largest difference of the logits, where measured.
         layers: converted layers.
         reason: why it is not exact.
@@ -90,7 +91,7 @@ def save_rows(path: Path, rows: Sequence[Row]) -> None:
 
 
 def load_rows(path: Path) -> list[Row] | None:
-    """Rows written by :func:`save_rows` under the same versions; None when there are none or they are outdated."""
+    """Rows that :func:`save_rows` wrote under the same versions; None when there are none or they are outdated."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         if {key: data[key] for key in versions()} != versions():

@@ -173,8 +173,10 @@ class Implementation:
         Raises:
             InputError: for packed texts or masks that are not causal.
         """
-        _refuse_custom(q_length, kwargs)
-        if self.hybrid or in_softmax_mode():
+        for_cross_attention = bool(kwargs.get("allow_is_bidirectional_skip", False))
+        if not for_cross_attention:
+            _refuse_custom(q_length, kwargs)
+        if for_cross_attention or self.hybrid or in_softmax_mode():
             make = sdpa_mask if self.softmax == "sdpa" else eager_mask
             return make(q_length=q_length, attention_mask=attention_mask, **kwargs)
         return token_columns(attention_mask, q_length)

@@ -95,6 +95,7 @@ class StateLayer(CacheLayerMixin):
             output, held = _advance(operator, held, q, k, v, operator.scale(scaling), part)
             outputs.append(output)
         self._held, self.is_initialized = held, True
+        self.keys, self.values = (held.tensors[name] for name in PENDING)  # some models count them
         self.columns += query.shape[2]
         return torch.cat(outputs, 2) if len(outputs) > 1 else outputs[0]
 

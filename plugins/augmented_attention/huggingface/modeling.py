@@ -152,7 +152,7 @@ def become_linear(model: PreTrainedModel, layers: Sequence[LinearLayer], *, hybr
         module.get_submodule(ATTRIBUTE).to(device=next(module.parameters()).device)
     config.__class__ = linear_config_class(type(config))
     config.base_model_type = base_type
-    config.model_type = MODEL_TYPE  # configs read from a file have their own, which hides the class's
+    vars(config).pop("model_type", None)  # configs read from a file have their own, which hides the class's
     config.lineahead = {
         "version": VERSION,
         "base_class": base.__name__,
