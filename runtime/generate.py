@@ -60,6 +60,7 @@ class Generator:
         self.artifact, self.session, self.tokenizer = artifact, session, tokenizer
         self.drafter: Drafter = drafter or NoDrafter()
         self.statistics = Statistics()
+        self._governors: dict[tuple[str, int], Governor] = {}
 
     @classmethod
     def load(
@@ -134,11 +135,15 @@ class Generator:
         *,
         ignore_position_limit: bool = False,
     ) -> list[Row]:
-        """Requests for a :class:`Decoder`, numbered from 0; each has a random stream of its own.
+        """Requests for a :class:`Decoder`, numbered from 0.
+
+        Parameters shared by all prompts give each prompt a random stream of its own under the one seed;
+        parameters of its own give a prompt the stream of its own seed, whatever its place.
 
         Raises:
             InputError: when a prompt is empty or longer than the position table covers.
         """
+        shared = isinstance(params, SamplingParams)
         each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
         if len(each) != len(prompts):
             raise InputError(
@@ -158,7 +163,7 @@ class Generator:
                 tokens=tokens,
                 prompt=len(tokens),
                 params=one,
-                random=stream(one, request),
+                random=stream(one, request if shared else 0),
                 eos=self.artifact.eos,
                 limit=limit,
                 text=TextStream(self.tokenizer, tokens, one.stop),
@@ -201,7 +206,7 @@ class Generator:
         """
         rows = self.rows(prompts, params, ignore_position_limit=ignore_position_limit)
         used = drafter or self.drafter
-        governor = Governor(used.max_nodes) if governed else None
+        governor = self._governor(used) if governed else None
         decoder = Decoder(self.session, used, acceptance=acceptance, governor=governor)
         self.statistics = decoder.statistics
         decoder.admit(rows)
@@ -209,6 +214,10 @@ class Generator:
             yield from decoder.run()
         finally:
             used.forget([row.request for row in rows])
+
+    def _governor(self, drafter: Drafter) -> Governor:
+        """What has been learnt about this kind of drafter so far."""
+        return self._governors.setdefault((drafter.name, drafter.max_nodes), Governor(drafter.max_nodes))
 
     def generate(
         self,

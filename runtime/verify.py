@@ -1,0 +1,263 @@
+"""Does speculation change the text? Decodes prompts plainly and with every drafter, and compares them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from lineahead.errors import InputError
+from lineahead.runtime.drafters import Drafter, LookupDrafter, NoDrafter
+from lineahead.runtime.drafters.recorded import RecordedDrafter
+from lineahead.runtime.generate import Generator, Prompt, open_drafter
+from lineahead.runtime.layout import triangle
+from lineahead.runtime.sampling import SamplingParams
+from lineahead.runtime.session import Floats, Session, StepInput
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Divergence:
+    """The first token of one prompt that differs from plain decoding.
+
+    Attributes:
+        prompt: number of the prompt.
+        position: number of the generated token.
+        plain: the token of plain decoding.
+        found: the token of speculative decoding.
+        margin: logit of `plain` minus logit of `found` after the common text.
+        noise: largest difference between two ways of computing those logits (token by token, and in chunks).
+        near_tie: whether the margin is within twice the noise: rounding, not a defect. A seeded sampling run
+            has no margin and counts as a defect.
+    """
+
+    prompt: int
+    position: int
+    plain: int
+    found: int
+    margin: float
+    noise: float
+    near_tie: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """All prompts with one drafter.
+
+    Attributes:
+        drafter: its name.
+        batch: prompts decoded together.
+        identical: whether every text equals plain decoding's.
+        prompts: how many were compared.
+        tokens: how many tokens were compared.
+        tokens_per_step: yield of a verification, bonus token included.
+        accepted: proposed tokens that were accepted; a check that accepts nothing proves little.
+        divergences: first differences.
+    """
+
+    drafter: str
+    batch: int
+    identical: bool
+    prompts: int
+    tokens: int
+    tokens_per_step: float
+    accepted: int
+    divergences: tuple[Divergence, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """The outcome.
+
+    Attributes:
+        identical: whether every check is.
+        defects: divergences that are not near-ties.
+        near_ties: the others.
+        backend: what ran.
+        checks: one per drafter.
+    """
+
+    identical: bool
+    defects: int
+    near_ties: int
+    backend: dict[str, Any]
+    checks: tuple[Check, ...] = field(default=())
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def verify(
+    generator: Generator,
+    prompts: Sequence[Prompt],
+    *,
+    tokens: int = 256,
+    batch: int = 4,
+    params: SamplingParams | None = None,
+    progress: Progress = lambda name, done, total: None,
+) -> Report:
+    """Compare plain decoding with chains, trees, lookup, the artifact's own heads, and a batch of rows.
+
+    Chains and trees are made from the plain text itself, with wrong tokens mixed in, so that drafts of every
+    length are accepted and rejected at every offset, whatever the trained heads are worth.
+
+    Args:
+        generator: a loaded model.
+        prompts: texts or token lists.
+        tokens: to generate for each (end-of-sequence does not stop it).
+        batch: rows of the batched check.
+        params: sampling instead of greedy decoding; with one seed the text must not change either.
+        progress: called with the drafter's name and the prompts done and in all.
+
+    Raises:
+        InputError: when there are no prompts, or one of them cannot be used.
+    """
+    if not prompts:
+        raise InputError("no prompts to verify with", hint="Give a file with at least one prompt.")
+    encoded = [generator.encode(prompt) for prompt in prompts]
+    base = params or SamplingParams()
+    wanted = SamplingParams(
+        temperature=base.temperature,
+        top_k=base.top_k,
+        top_p=base.top_p,
+        seed=base.seed,
+        max_tokens=tokens,
+        ignore_eos=True,
+    )
+    run = _Run(generator, encoded, wanted, progress)
+    plain = run.decode("plain", [NoDrafter()] * len(encoded), 1)
+    texts = [[*prompt, *text] for prompt, text in zip(encoded, plain, strict=True)]
+    kinds = _drafters(generator, texts, batch)
+    checks = [run.compare(name, size, drafters, plain) for name, size, drafters in kinds]
+    found = [one for check in checks for one in check.divergences]
+    return Report(
+        identical=not found,
+        defects=sum(not one.near_tie for one in found),
+        near_ties=sum(one.near_tie for one in found),
+        backend=asdict(generator.session.info),
+        checks=tuple(checks),
+    )
+
+
+def _drafters(
+    generator: Generator, texts: Sequence[Sequence[int]], batch: int
+) -> list[tuple[str, int, list[Drafter]]]:
+    """Name, batch size, and one drafter per batch of prompts."""
+    vocab = generator.artifact.vocab_size
+
+    def recorded(size: int, seed: int, **shape: Any) -> list[Drafter]:
+        groups = [dict(enumerate(texts[i : i + size])) for i in range(0, len(texts), size)]
+        return [
+            RecordedDrafter(group, vocab_size=vocab, seed=seed + i, **shape) for i, group in enumerate(groups)
+        ]
+
+    def same(drafter: Drafter) -> list[Drafter]:
+        return [drafter] * len(texts)
+
+    found = [
+        ("chain", 1, recorded(1, 0, depth=7, hit_rate=0.8)),
+        ("tree", 1, recorded(1, 1000, depth=4, branches=3, hit_rate=0.8)),
+        ("lookup", 1, same(LookupDrafter())),
+    ]
+    if generator.artifact.has_draft:
+        found.append(("medusa chain", 1, same(open_drafter(generator.artifact, "medusa", shape="chain"))))
+        found.append(("medusa tree", 1, same(open_drafter(generator.artifact, "medusa"))))
+    if batch > 1 and len(texts) > 1:
+        found.append(("tree, batched", batch, recorded(batch, 2000, depth=4, branches=2, hit_rate=0.7)))
+    return found
+
+
+class _Run:
+    """Decodes the prompts again and again under the same parameters."""
+
+    def __init__(
+        self, generator: Generator, prompts: Sequence[list[int]], params: SamplingParams, progress: Progress
+    ) -> None:
+        self.generator, self.prompts, self.params, self.progress = generator, prompts, params, progress
+        self.accepted = self.row_steps = self.row_tokens = 0
+
+    def decode(self, name: str, drafters: Sequence[Drafter], size: int) -> list[tuple[int, ...]]:
+        """Texts of all prompts, `size` at a time."""
+        self.accepted = self.row_steps = self.row_tokens = 0
+        texts: list[tuple[int, ...]] = []
+        for group, drafter in zip(range(0, len(self.prompts), size), drafters, strict=False):
+            self.progress(name, group, len(self.prompts))
+            members = range(group, min(group + size, len(self.prompts)))
+            done = self.generator.generate(
+                [self.prompts[i] for i in members],
+                [replace(self.params, seed=self.params.seed + i) for i in members],
+                drafter=drafter,
+            )
+            texts += [one.tokens for one in done]
+            stats = self.generator.statistics
+            self.accepted += stats.accepted
+            self.row_steps += stats.row_steps
+            self.row_tokens += stats.row_tokens
+        self.progress(name, len(self.prompts), len(self.prompts))
+        return texts
+
+    def compare(
+        self, name: str, size: int, drafters: Sequence[Drafter], plain: Sequence[tuple[int, ...]]
+    ) -> Check:
+        """Decode with drafters and look for first differences."""
+        texts = self.decode(name, drafters, size)
+        differences = []
+        for i, (one, other) in enumerate(zip(plain, texts, strict=True)):
+            position = next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), None)
+            if position is not None or len(one) != len(other):
+                differences.append(self._explain(i, position or 0, one, other))
+        return Check(
+            drafter=name,
+            batch=size,
+            identical=not differences,
+            prompts=len(texts),
+            tokens=sum(map(len, plain)),
+            tokens_per_step=self.row_tokens / max(self.row_steps, 1),
+            accepted=self.accepted,
+            divergences=tuple(differences),
+        )
+
+    def _explain(self, prompt: int, at: int, plain: Sequence[int], found: Sequence[int]) -> Divergence:
+        """Teacher-force the common text in two ways, and compare margin and noise."""
+        text = [*self.prompts[prompt], *plain[:at]]
+        session = self.generator.session
+        single, chunked = read(session, text, 1), read(session, text, 64)
+        margin = float(single[plain[at]] - single[found[at]])
+        noise = float(np.abs(single - chunked).max())
+        return Divergence(
+            prompt=prompt,
+            position=at,
+            plain=plain[at],
+            found=found[at],
+            margin=margin,
+            noise=noise,
+            near_tie=self.params.greedy and abs(margin) <= 2 * noise,
+        )
+
+
+def read(session: Session, text: Sequence[int], chunk: int) -> Floats:
+    """Logits ``[V]`` after `text`, read from an empty state in chunks.
+
+    Args:
+        session: its rows are replaced.
+        text: at least one token.
+        chunk: tokens per call.
+    """
+    session.reset(1)
+    before, logits = 0, np.zeros(0, np.float32)
+    for start in range(0, len(text), chunk):
+        part = np.array([text[start : start + chunk]], np.int64)
+        nodes = part.shape[1]
+        output = session.step(
+            StepInput(
+                input_ids=part,
+                ancestors=triangle(nodes)[None],
+                output_index=np.array([[nodes - 1]]),
+                accept_index=np.arange(before)[None],
+                accept_count=np.array([before]),
+            )
+        )
+        before, logits = nodes, output.logits[0, 0].copy()
+    return logits
