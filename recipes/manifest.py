@@ -43,6 +43,7 @@ class Base(Record):
         model_type: transformers' name of the architecture.
         files: SHA-256 of its files, by name.
         trust_remote_code: whether its own code was run.
+        license: as its model card, file or package states it.
     """
 
     reference: str
@@ -50,6 +51,7 @@ class Base(Record):
     model_type: str
     files: dict[str, str] = {}
     trust_remote_code: bool = False
+    license: str | None = None
 
 
 class Model(Record):
@@ -184,7 +186,8 @@ class Manifest(Record):
         lineahead: version of the package that wrote it last.
         created: UTC time of the conversion.
         base: the checkpoint that was converted.
-        base_weights: ``original``: the pretrained weights are unchanged, so the model is its own teacher; ``trained``
+        base_weights: ``original``: the pretrained weights are unchanged, so the model is its own teacher;
+            ``trained``
             otherwise.
         recipe: the resolved recipe.
         model: dimensions.

@@ -2,7 +2,6 @@
 
 import importlib.util
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import operator_cases as cases
@@ -11,8 +10,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-ORACLE = Path(__file__).parents[4] / "shared" / "reference_state.py"
 
 
 @pytest.mark.parametrize("name", cases.PRESET_NAMES)
@@ -167,13 +164,12 @@ def test_memory_does_not_grow(name, forms):
 
 
 @pytest.mark.shared
-@pytest.mark.skipif(not ORACLE.exists(), reason="needs the shared reference")
 @pytest.mark.parametrize("seed", range(4))
-def test_against_the_shared_reference(seed, forms):
+def test_against_the_shared_reference(seed, forms, shared):
     """Verification and commits over random trees, against an independent executable form."""
-    spec = importlib.util.spec_from_file_location("reference_state", ORACLE)
-    shared = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(shared)
+    spec = importlib.util.spec_from_file_location("reference_state", shared / "reference_state.py")
+    theirs = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(theirs)
     rng = np.random.default_rng(seed)
     settings_ = replace(forms.settings("augmented"), eps=0.0, window=[64, 8, 5, 64][seed])
     nodes, rounds = 9, 20
@@ -186,11 +182,11 @@ def test_against_the_shared_reference(seed, forms):
     case.shape = replace(case.shape, value_dim=6)
     decoder = cases.Decoder(case)
     unit = torch.nn.functional.normalize
-    state = shared.init_state(cases.HEADS, 6, 32, torch.float64, torch.float64)
+    state = theirs.init_state(cases.HEADS, 6, 32, torch.float64, torch.float64)
     prefix = int(rng.integers(1, 100))
     decoder.step(*case.rows(0, prefix))
     q, k, v = case.rows(0, prefix)
-    state = shared.commit(state, unit(k[0], dim=-1), v[0], list(range(prefix)), settings_.window)
+    state = theirs.commit(state, unit(k[0], dim=-1), v[0], list(range(prefix)), settings_.window)
     index, count = torch.arange(prefix)[None], torch.tensor([prefix])
     for i in range(rounds):
         start = 100 + i * nodes
@@ -198,10 +194,10 @@ def test_against_the_shared_reference(seed, forms):
         q, k, v = case.rows(start, start + nodes)
         got = decoder.step(q, k, v, torch.from_numpy(ancestors)[None], index, count)
         q, k, v = unit(q[0], dim=-1), unit(k[0], dim=-1), v[0]
-        want = shared.verify(state, q, k, v, parents, conv, alpha[:, None, None], settings_.window)
+        want = theirs.verify(state, q, k, v, parents, conv, alpha[:, None, None], settings_.window)
         cases.close(got[0], want, what=f"round {i}")
         path = cases.path_to(parents, int(rng.integers(0, nodes)))
-        state = shared.commit(state, k, v, path, settings_.window)
+        state = theirs.commit(state, k, v, path, settings_.window)
         index, count = torch.tensor([path]), torch.tensor([len(path)])
     decoder.settle(index, count)
     cases.close(decoder.state[0][0], state.S, what="state")
