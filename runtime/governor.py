@@ -7,6 +7,7 @@ from statistics import median
 from lineahead.runtime.tree import Tree
 
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+FIRST_SLOPE = 0.1
 
 
 @dataclass
@@ -41,9 +42,9 @@ class Governor:
     """Plain decoding unless proposing pays.
 
     Every draft size has running means of tokens per step and seconds per step. The best ratio is used,
-    neighbours are tried now and then. A ledger compares the time spent with what plain decoding would have
-    needed for the same tokens: while it is overdrawn by more than `tolerance`, nothing is proposed, so a
-    useless drafter costs at most that.
+    neighbours are tried now and then, small sizes first. A ledger compares the time spent with what plain
+    decoding would have needed for the same tokens: a step that is expected to overdraw it by more than
+    `tolerance` is not made, so a useless drafter costs little more than that.
     """
 
     def __init__(self, max_nodes: int, *, tolerance: float = 0.02, explore_every: int = 24) -> None:
@@ -68,18 +69,32 @@ class Governor:
             for arm in self._arms.values():
                 arm.timed, arm.cost_s = 0, 0.0
         self._steps += 1
-        plain = self._arms[0]
-        if not self._sizes or plain.timed < 3:
-            return 0
-        if self._spent > (1 + self._tolerance) * self._earned + plain.cost_s:
+        if not self._sizes or self._arms[0].timed < 3:
             return 0
         unknown = [size for size in self._sizes if not self._arms[size].known]
         best = max(self._arms, key=lambda size: self._arms[size].speed)
+        choice = best
         if unknown and (self._steps % 2 or best == 0):
-            return unknown[len(unknown) // 2]
-        if self._steps % self._explore_every == 0:
-            return self._neighbour(best)
-        return best
+            choice = unknown[0]
+        elif self._steps % self._explore_every == 0:
+            choice = self._neighbour(best)
+        return choice if self._affordable(choice) else 0
+
+    def _affordable(self, size: int) -> bool:
+        """Whether the ledger stays within the tolerance if the step goes as expected."""
+        plain, arm = self._arms[0].cost_s, self._arms[size]
+        tokens = arm.tokens if arm.known else 1.0
+        loss = self._spent - self._earned + self._expected_cost(size) - tokens * plain
+        return size == 0 or loss < self._tolerance * self._earned + plain / 2
+
+    def _expected_cost(self, size: int) -> float:
+        """Cost of a size; what was never timed is extrapolated from the nearest size that was."""
+        arm, plain = self._arms[size], self._arms[0].cost_s
+        if arm.timed:
+            return arm.cost_s
+        near = max((one for one in self._sizes if one < size and self._arms[one].timed), default=0)
+        slope = max((self._arms[near].cost_s - plain) / near, 0.0) if near else FIRST_SLOPE * plain
+        return plain + slope * size
 
     def _neighbour(self, size: int) -> int:
         """The size above or below, in turns; plain decoding is below the smallest."""

@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from lineahead.errors import BackendError, InputError
 
+BLOCK = 64
 Probabilities = npt.NDArray[np.float64]
 
 
@@ -76,48 +77,57 @@ def distribution(logits: npt.NDArray[np.floating], params: SamplingParams) -> Pr
     Raises:
         BackendError: when the logits are not numbers.
     """
-    scores = logits.astype(np.float64)
-    best = int(scores.argmax())
-    peak = scores[best]
-    if not np.isfinite(peak):
+    best = int(logits.argmax())
+    if not np.isfinite(logits[best]):
         raise BackendError(
-            f"the model returned {peak} as its best logit", hint="Run `lineahead verify` on the artifact."
+            f"the model returned {logits[best]} as its best logit",
+            hint="Check the weights: `lineahead verify` and `lineahead doctor`.",
         )
+    result = np.zeros(len(logits))
     if params.greedy:
-        chosen = np.zeros_like(scores)
-        chosen[best] = 1.0
-        return chosen
-    scores -= peak
-    scores /= params.temperature
-    if 0 < params.top_k < len(scores):
-        threshold = np.partition(scores, -params.top_k)[-params.top_k]
-        scores = np.where(_best(scores, threshold, params.top_k), scores, -np.inf)
-    weights = np.exp(scores)
+        result[best] = 1.0
+        return result
+    kept = _best(logits, params.top_k) if 0 < params.top_k < len(logits) else None
+    scores = (logits if kept is None else logits[kept]).astype(np.float64)
+    weights = np.exp((scores - float(logits[best])) / params.temperature)
     weights /= weights.sum()
     if params.top_p < 1:
         weights = _nucleus(weights, params.top_p)
-    return weights
+    if kept is None:
+        return weights
+    result[kept] = weights
+    return result
 
 
-def _best(scores: Probabilities, threshold: float, count: int) -> npt.NDArray[np.bool_]:
-    """Mask of the `count` best scores, of which `threshold` is the last; among equals, the first."""
-    above = scores > threshold
-    ties = np.flatnonzero(scores == threshold)[: count - int(above.sum())]
-    above[ties] = True
-    return above
+def _candidates(values: npt.NDArray[np.floating], count: int) -> npt.NDArray[np.int64]:
+    """Indices of a small superset of the `count` largest values, in order.
+
+    The count-th largest maximum of blocks is a lower bound of the count-th largest value, and cheaper to
+    find.
+    """
+    blocks = len(values) // BLOCK
+    if count > blocks:
+        return np.arange(len(values))
+    maxima = values[: blocks * BLOCK].reshape(blocks, BLOCK).max(1)
+    return np.flatnonzero(values >= np.partition(maxima, blocks - count)[blocks - count])
+
+
+def _best(values: npt.NDArray[np.floating], count: int) -> npt.NDArray[np.int64]:
+    """Indices of the `count` largest values, ascending; among equals, the first."""
+    found = _candidates(values, count)
+    order = np.argsort(-values[found], kind="stable")[:count]
+    return np.sort(found[order])
 
 
 def _nucleus(weights: Probabilities, top_p: float) -> Probabilities:
-    """Keep the smallest set of best tokens that reaches `top_p`, normalised; sorts only what is needed."""
-    total, count = len(weights), 256
-    while True:
-        count = min(count, total)
-        kept = np.argpartition(-weights, count - 1)[:count] if count < total else np.arange(total)
-        kept = kept[np.lexsort((kept, -weights[kept]))]
-        reached = np.cumsum(weights[kept])
-        if count == total or reached[-1] >= top_p:
-            break
-        count *= 8
+    """Keep the smallest set of best tokens that reaches `top_p`, normalised.
+
+    Tokens below (1 - p) / V weigh less than 1 - p together, so they are not even sorted (halved for
+    rounding).
+    """
+    found = np.flatnonzero(weights >= 0.5 * (1 - top_p) / len(weights))
+    kept = found[np.argsort(-weights[found], kind="stable")]
+    reached = np.cumsum(weights[kept])
     kept = kept[: int(np.searchsorted(reached, top_p)) + 1]
     result = np.zeros_like(weights)
     result[kept] = weights[kept]
@@ -129,6 +139,7 @@ def draw(weights: Probabilities, uniform: float) -> int:
 
     Using one uniform number per token, in order, makes the text a function of the seed alone.
     """
-    reached = np.cumsum(weights)
-    token = int(np.searchsorted(reached, uniform * reached[-1], side="right"))
-    return min(token, int(np.flatnonzero(weights)[-1]))
+    possible = np.flatnonzero(weights)
+    reached = np.cumsum(weights[possible])
+    place = int(np.searchsorted(reached, uniform * reached[-1], side="right"))
+    return int(possible[min(place, len(possible) - 1)])

@@ -92,4 +92,16 @@ def load(path: Path, *, identity: str) -> tuple[Tensors, list[list[int]]]:
             f"{path}: belongs to model {header.get('model', '')[:12]!r}, this is {identity[:12]!r}",
             hint="Load the state into the artifact that it was saved from.",
         )
-    return tensors, json.loads(text)
+    return tensors, _tokens(path, text)
+
+
+def _tokens(path: Path, text: str) -> list[list[int]]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, list) or not all(
+        isinstance(row, list) and all(type(token) is int for token in row) for row in found
+    ):
+        raise ArtifactError(f"{path}: its tokens are not lists of numbers", hint="Save the state again.")
+    return found

@@ -98,7 +98,9 @@ def decode(session, rows, drafter=None, **options):
     rows = list(rows)
     decoder.admit(rows)
     events = list(decoder.run())
-    return {row.request: row.tokens for row in rows}, SimpleNamespace(decoder=decoder, events=events, rows=rows)
+    return {row.request: row.tokens for row in rows}, SimpleNamespace(
+        decoder=decoder, events=events, rows=rows
+    )
 
 
 @pytest.fixture

@@ -156,7 +156,9 @@ def test_emitted_tokens_are_distributed_like_the_targets(name):
     assert g_test(emitted(TREES[name], PARAMS), expected(PARAMS)) > 1e-3
 
 
-@pytest.mark.parametrize("params", [SamplingParams(temperature=1.5), SamplingParams(temperature=0.6, top_p=0.7)])
+@pytest.mark.parametrize(
+    "params", [SamplingParams(temperature=1.5), SamplingParams(temperature=0.6, top_p=0.7)]
+)
 def test_other_parameters(params):
     counts = emitted(lambda random: drawn_chain(random, params), params)
     assert g_test(counts, expected(params)) > 1e-3
@@ -190,10 +192,12 @@ def test_the_test_notices_three_percent():
     assert power(0.03) > 0.95
 
 
-
 MUTANTS = {
     "residual is p": ("_residual", lambda target, draft: target),
-    "residual not clipped": ("_residual", lambda target, draft: np.abs(target - draft) / np.abs(target - draft).sum()),
+    "residual not clipped": (
+        "_residual",
+        lambda target, draft: np.abs(target - draft) / np.abs(target - draft).sum(),
+    ),
     "residual of q": ("_residual", lambda target, draft: draft),
 }
 
@@ -242,7 +246,9 @@ def test_greedy_takes_the_longest_path_of_best_tokens():
     best = [int(target_logits(()).argmax())]
     for _ in range(3):
         best.append(int(target_logits(tuple(best)).argmax()))
-    tree = from_paths(0, [(best[0], (best[1] + 1) % VOCAB), best[:2], [(best[0] + 1) % VOCAB, best[1], best[2]]])
+    tree = from_paths(
+        0, [(best[0], (best[1] + 1) % VOCAB), best[:2], [(best[0] + 1) % VOCAB, best[1], best[2]]]
+    )
     accepted = greedy(tree, Target(tree), SamplingParams(), np.random.default_rng(0))
     assert accepted.tokens(tree) == best[:3]
     assert lossless(tree, Target(tree), SamplingParams(), np.random.default_rng(0)) == accepted

@@ -13,7 +13,8 @@ from lineahead.recipes.manifest import Base, Draft, Export, Manifest, Model, wri
 from lineahead.runtime import artifact_check
 from lineahead.runtime.artifact_check import examine_artifact
 
-SETTINGS = {"version": 1, "layers": []}
+SETTINGS = {"window": 64}
+LAYERS = [{"index": index, "settings": SETTINGS} for index in range(2)]
 MODEL = Model(
     vocab_size=4,
     hidden_size=8,
@@ -40,7 +41,7 @@ def folder(tmp_path):
     )
     base = Base(reference="some/model", model_type="llama")
     write_manifest(tmp_path, Manifest(base=base, recipe={}, model=MODEL, exports=(export,), drafts=(draft,)))
-    (tmp_path / "config.json").write_text(json.dumps({"lineahead": SETTINGS}))
+    (tmp_path / "config.json").write_text(json.dumps({"lineahead": {"version": 1, "layers": LAYERS}}))
     (tmp_path / "tokenizer_config.json").write_text("{}")
     Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a")).save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "draft").mkdir()
@@ -82,8 +83,9 @@ def test_each_missing_or_damaged_file_is_named(folder, name, check, fault):
     assert check in problems(folder)
 
 
-def test_settings_that_differ_from_the_manifest_are_a_problem(folder):
-    (folder / "config.json").write_text(json.dumps({"lineahead": {"version": 2, "layers": []}}))
+@pytest.mark.parametrize("layers", [LAYERS[:1], [LAYERS[0], {"index": 1, "settings": {"window": 32}}]])
+def test_settings_that_differ_from_the_manifest_are_a_problem(folder, layers):
+    (folder / "config.json").write_text(json.dumps({"lineahead": {"version": 1, "layers": layers}}))
     assert "differ" in problems(folder)["config.json"].detail
 
 
