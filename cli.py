@@ -4,118 +4,33 @@ Results go to stdout (``--json`` for machines), progress and logs to stderr. Not
 a command runs, so ``--help`` answers at once.
 """
 
-import errno
 import json
 import logging
 import os
-import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from lineahead.errors import InputError, LineaheadError, StorageError
+from lineahead.errors import InputError
+from lineahead.runtime.console import (
+    DEVICES,
+    DRAFTERS,
+    PRECISIONS,
+    ErrorGroup,
+    artifact_argument,
+    backend_options,
+    json_option,
+    note,
+    recipe_options,
+    sampling_options,
+    show,
+)
 
-DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
-PRECISIONS = ("fp32", "int8", "int4")
-BACKENDS = ("onnxruntime", "eager")
-DRAFTERS = ("none", "lookup", "medusa")
-DEVICES = ("cpu", "cuda")
-IMPLEMENTATIONS = ("auto", "native", "function")
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-class ErrorGroup(click.Group):
-    """Turn our own errors into one-line messages; let bugs keep their traceback."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; a `LineaheadError` becomes one line, a hint and its class's exit status."""
-        try:
-            return super().invoke(ctx)
-        except LineaheadError as error:
-            _fail(ctx, str(error), error.hint, error.exit_code)
-        except KeyboardInterrupt:
-            _fail(ctx, "interrupted", "Run the same command again: finished steps are kept.", 130)
-        except OSError as error:
-            if error.errno not in DISK_FULL:
-                raise
-            where = error.filename or os.getcwd()
-            message = f"no space left on the disk of {where}"
-            _fail(ctx, message, "Free some space and run again.", StorageError.exit_code)
-
-
-def _fail(ctx: click.Context, message: str, hint: str | None, code: int) -> None:
-    click.echo(f"Error: {' '.join(message.split())}", err=True)
-    if hint:
-        click.echo(f"Hint: {hint}", err=True)
-    ctx.exit(code)
-
-
-def _note(message: str) -> None:
-    """Progress, for people."""
-    click.echo(message, err=True)
-
-
-def _show(result: Mapping[str, Any] | Sequence[Mapping[str, Any]], as_json: bool) -> None:
-    """Print a result: one JSON object for machines, tables for people."""
-    if as_json:
-        click.echo(json.dumps(result, default=str))
-        return
-    from lineahead.runtime.tables import as_text
-
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 160
-    click.echo(as_text(result, width=width), nl=False)
-
-
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-artifact_argument = click.argument("artifact", type=click.Path(path_type=Path))
-
-
-def recipe_options(default: str | None) -> Callable[[Command], Command]:
-    """``--recipe`` and ``key.sub=value`` overrides; without a default, the artifact's own recipe is used."""
-
-    def wrap(command: Command) -> Command:
-        shown = default or "the artifact's own"
-        text = f"Recipe file or a shipped recipe's name (default: {shown})."
-        command = click.argument("overrides", nargs=-1, metavar="[KEY.SUB=VALUE]...")(command)
-        return click.option("-c", "--recipe", default=default, metavar="NAME_OR_FILE", help=text)(command)
-
-    return wrap
-
-
-def backend_options(command: Command) -> Command:
-    """Where and in which precision an artifact is decoded."""
-    operator = click.Choice(IMPLEMENTATIONS)
-    for option in (
-        click.option(
-            "--implementation", type=operator, help="Of the operator, on ONNX Runtime [default: auto]."
-        ),
-        click.option("--threads", default=0, help="Threads of the backend; 0 lets it choose."),
-        click.option("--device", type=click.Choice(DEVICES), default="cpu", help="Where to decode."),
-        click.option("--backend", type=click.Choice(BACKENDS), default="onnxruntime", help="What decodes."),
-        click.option(
-            "--precision", type=click.Choice(PRECISIONS), default="fp32", help="Weights' precision."
-        ),
-    ):
-        command = option(command)
-    return command
-
-
-def sampling_options(command: Command) -> Command:
-    """Names as in transformers' generation config."""
-    for option in (
-        click.option("--ignore-eos", is_flag=True, help="Go on after an end-of-sequence token."),
-        click.option("--stop", multiple=True, metavar="TEXT", help="End at this string (may be repeated)."),
-        click.option("--seed", default=0, help="Of the random stream."),
-        click.option("--top-p", default=1.0, help="Nucleus; 1 keeps all tokens."),
-        click.option("--top-k", default=0, help="Keep the k best tokens; 0 keeps all."),
-        click.option("--temperature", default=0.0, help="0 decodes greedily."),
-        click.option("--max-new-tokens", "max_tokens", default=256, help="Most tokens to generate."),
-    ):
-        command = option(command)
-    return command
+if TYPE_CHECKING:
+    from lineahead.recipes.schema import Recipe
 
 
 @click.group(cls=ErrorGroup, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -127,6 +42,131 @@ def main(verbose: int, quiet: bool) -> None:
     level = logging.ERROR if quiet else [logging.WARNING, logging.INFO, logging.DEBUG][min(verbose, 2)]
     logging.basicConfig(level=level, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "info" if verbose > 1 else "error")
+
+
+@main.command()
+@click.argument("source")
+@click.argument("output", type=click.Path(path_type=Path))
+@recipe_options("demo")
+@click.option("--revision", help="Branch, tag or commit on the Hub.")
+@click.option("--cache-dir", type=click.Path(path_type=Path), help="Of the Hub.")
+@click.option("--token", envvar="HF_TOKEN", help="For private models; better in HF_TOKEN or `hf auth login`.")
+@click.option("--tokenizer", help="Take the tokenizer from here instead.")
+@click.option("--trust-remote-code", is_flag=True, help="Run Python code that comes with SOURCE.")
+@json_option
+def convert(
+    source: str, output: Path, recipe: str, overrides: Sequence[str], as_json: bool, **options: Any
+) -> None:
+    """Replace the attention of SOURCE by the recipe's operator, untrained, and write an artifact folder.
+
+    SOURCE is a Hub id, a folder, a .gguf file, or package:NAME for a GGUF file in an installed package.
+    """
+    from lineahead.convert.pipeline import convert_checkpoint
+
+    manifest = convert_checkpoint(source, output, _recipe(recipe, overrides), **options)
+    show({"artifact": str(output), **manifest.model.model_dump(mode="json")}, as_json)
+
+
+def _recipe(reference: str | None, overrides: Sequence[str], artifact: Path | None = None) -> "Recipe":
+    """The named recipe, or the one that an artifact was made with."""
+    from lineahead.recipes.load import load_recipe, parse_recipe
+    from lineahead.recipes.manifest import FILE, read_manifest
+
+    if reference is not None or artifact is None:
+        return load_recipe(reference or "demo", overrides)
+    return parse_recipe(read_manifest(artifact).recipe, str(artifact / FILE), overrides)
+
+
+@main.command()
+@artifact_argument
+@recipe_options(None)
+@click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
+@click.option("--device", type=click.Choice(DEVICES), help="Where to train [default: the GPU, if any].")
+@json_option
+def finetune(
+    artifact: Path,
+    recipe: str | None,
+    overrides: Sequence[str],
+    resume: bool,
+    device: str | None,
+    as_json: bool,
+) -> None:
+    """Run the recipe's training stages on ARTIFACT; --resume goes on after an interruption."""
+    from lineahead.convert import pipeline
+
+    options = pipeline.Options(resume=resume, device=device)
+    manifest = pipeline.finetune(artifact, _recipe(recipe, overrides, artifact), options)
+    show([one.model_dump(mode="json") for one in manifest.training], as_json)
+
+
+@main.command("eval")
+@artifact_argument
+@click.argument("files", nargs=-1, type=click.Path(path_type=Path), metavar="[TEXT]...")
+@click.option("--context", "contexts", multiple=True, type=int, help="Window length (may be repeated).")
+@click.option("--tokens", type=int, help="Tokens read per file.")
+@click.option("--stride", type=int, help="Between windows [default: the context].")
+@click.option("--device", type=click.Choice(DEVICES), default="cpu", help="Where to evaluate.")
+@json_option
+def evaluate(
+    artifact: Path,
+    files: tuple[Path, ...],
+    contexts: tuple[int, ...],
+    tokens: int | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Perplexity of ARTIFACT beside its teacher's, on TEXT files or the recipe's; kept in the manifest."""
+    from lineahead.convert.quality import measure_quality, summary
+    from lineahead.convert.training.progress import stderr_progress
+
+    wanted = _recipe(None, (), artifact).eval
+    found = measure_quality(
+        artifact,
+        files or [Path(name) for name in wanted.files],
+        context=contexts or wanted.context,
+        tokens=tokens or wanted.tokens,
+        progress=stderr_progress(),
+        **options,
+    )
+    show([summary(one) for one in found], as_json)
+
+
+@main.command()
+@artifact_argument
+@click.option("--prompts", type=click.Path(path_type=Path), help="File of prompts: lines or JSON lines.")
+@click.option("--count", default=20, help="How many of them.")
+@click.option("--tokens", default=256, help="Tokens generated for each.")
+@click.option("--batch", default=4, help="Rows of the batched check.")
+@click.option("--temperature", default=0.0, help="Above 0, the same seeds must give the same text.")
+@click.option("--seed", default=0, help="Of the random streams.")
+@backend_options
+@json_option
+def verify(
+    artifact: Path,
+    prompts: Path | None,
+    count: int,
+    temperature: float,
+    seed: int,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Prove that speculation does not change the text of ARTIFACT: chains, trees, lookup, heads, batches.
+
+    The exit status is 1 when a text differs.
+    """
+    from lineahead.runtime import demo as examples
+    from lineahead.runtime.bench.report import read_prompts
+    from lineahead.runtime.generate import Generator
+    from lineahead.runtime.sampling import SamplingParams
+    from lineahead.runtime.verify import verify as compare
+
+    sizes = {name: options.pop(name) for name in ("tokens", "batch")}
+    generator = Generator.load(artifact, **options)
+    texts = read_prompts(prompts, count) if prompts else examples.prompts(generator)
+    params = SamplingParams(temperature=temperature, seed=seed)
+    report = compare(generator, texts, params=params, **sizes)
+    show(report.as_dict(), as_json)
+    sys.exit(0 if report.identical else 1)
 
 
 @main.command()
@@ -144,7 +184,7 @@ def architectures(names: tuple[str, ...], output: Path | None, workers: int, as_
     if rows is None:
         rows = measure_architectures(
             names or None,
-            lambda row, done, total: _note(f"{done}/{total} {row.model_type}: {row.status}"),
+            lambda row, done, total: note(f"{done}/{total} {row.model_type}: {row.status}"),
             workers=workers,
         )
         if output:
@@ -153,7 +193,7 @@ def architectures(names: tuple[str, ...], output: Path | None, workers: int, as_
         status: sum(row.status == status for row in rows)
         for status in ("exact", "inexact", "refused", "failed")
     }
-    _show({**found, "rows": [vars(row) for row in rows]}, as_json)
+    show({**found, "rows": [vars(row) for row in rows]}, as_json)
 
 
 @main.command()
@@ -192,9 +232,9 @@ def generate(
     from lineahead.runtime.sampling import SamplingParams
 
     text = _prompt(prompt, file)
-    where = {"provider": options.pop("device"), "threads": options.pop("threads")}
+    where = {name: options.pop(name) for name in ("provider", "threads")}
     backend = {name: options.pop(name) for name in ("backend", "precision", "implementation")}
-    params = SamplingParams(**{**options, "stop": tuple(options["stop"])})
+    params = SamplingParams(**options)
     generator = Generator.load(artifact, **backend, **where)
     drafter = open_drafter(
         generator.artifact, speculate, nodes=draft_length, shape="adaptive" if tree else "chain", **where
@@ -218,11 +258,11 @@ def generate(
             sys.stdout.flush()
     figures = generator.statistics.as_dict()
     if as_json:
-        _show({"text": "".join(pieces), "lossless": not typical, "statistics": figures}, as_json)
+        show({"text": "".join(pieces), "lossless": not typical, "statistics": figures}, as_json)
         return
     click.echo()
     if stats:
-        _note(json.dumps(figures))
+        note(json.dumps(figures))
 
 
 def _prompt(prompt: str | None, file: TextIO | None) -> str:
@@ -267,14 +307,13 @@ def bench(
     from lineahead.runtime.bench.report import bench as measure
 
     request = BenchRequest(contexts=contexts or CONTEXTS, precisions=precisions or ("fp32",), **options)
-    _show(measure(artifact, request, progress=_note).as_dict(), as_json)
+    show(measure(artifact, request, progress=note).as_dict(), as_json)
 
 
 @main.command()
 @click.argument("artifact", required=False, type=click.Path(path_type=Path))
 @json_option
-@click.pass_context
-def doctor(ctx: click.Context, artifact: Path | None, as_json: bool) -> None:
+def doctor(artifact: Path | None, as_json: bool) -> None:
     """Check this installation, and the parts of ARTIFACT; every problem comes with its cure.
 
     The exit status is 1 when there is a problem.
@@ -285,8 +324,8 @@ def doctor(ctx: click.Context, artifact: Path | None, as_json: bool) -> None:
     findings = examine_environment() + (examine_artifact(artifact) if artifact else [])
     rows = [one.as_dict() for one in findings]
     healthy = all(one.status != "problem" for one in findings)
-    _show({"healthy": healthy, "findings": rows} if as_json else rows, as_json)
-    ctx.exit(0 if healthy else 1)
+    show({"healthy": healthy, "findings": rows} if as_json else rows, as_json)
+    sys.exit(0 if healthy else 1)
 
 
 if __name__ == "__main__":

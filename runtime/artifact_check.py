@@ -52,7 +52,11 @@ def _config(folder: Path, manifest: Manifest) -> Finding:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         return Finding(check="config.json", status="problem", detail=f"unreadable: {error}", cure=again)
-    if config.get("lineahead") != manifest.model.settings:
+    layers = config.get("lineahead", {}).get("layers", [])
+    indices = tuple(one["index"] for one in layers)
+    if indices != manifest.model.linear_layers or any(
+        one["settings"] != manifest.model.settings for one in layers
+    ):
         return Finding(
             check="config.json",
             status="problem",
@@ -150,7 +154,7 @@ def _newest_opset() -> int | None:
         from onnxruntime.capi import onnxruntime_pybind11_state as state
     except ImportError:
         return None
-    return max(one.since_version for one in state.get_all_operator_schema() if one.domain == "")
+    return max(int(one.since_version) for one in state.get_all_operator_schema() if one.domain == "")
 
 
 def _tool_versions(manifest: Manifest) -> list[Finding]:

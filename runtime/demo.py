@@ -1,5 +1,6 @@
 """The closing table of ``lineahead demo``: quality, speed and memory, each beside the teacher's."""
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def table(
         progress(f"{precision}: loading")
         generator = Generator.load(folder, precision=precision, threads=threads)
         rows += _speeds(generator, precision, tokens, draft_nodes, threads, progress)
-    return rows + [_state_row(manifest, context) for context in CONTEXTS]
+    return rows + _state_rows(folder, manifest)
 
 
 def prompts(generator: Generator) -> list[list[int]]:
@@ -66,15 +67,22 @@ def prompts(generator: Generator) -> list[list[int]]:
     return [generator.chat([{"role": "user", "content": text}]) for text in QUESTIONS]
 
 
-def kv_cache_bytes(manifest: Manifest, context: int) -> int:
-    """Bytes that the converted layers' float32 KV cache would take at `context` tokens."""
-    shapes = [layer["shape"] for layer in manifest.model.settings["layers"]]
-    return 4 * context * sum(one["kv_heads"] * (one["head_dim"] + one["value_dim"]) for one in shapes)
+def kv_cache_bytes(layers: Sequence[Row], context: int) -> int:
+    """Bytes of the float32 KV cache at `context` tokens of layers listed as in ``config.json``."""
+    shapes = [layer["shape"] for layer in layers]
+    return 4 * context * sum(int(one["kv_heads"] * (one["head_dim"] + one["value_dim"])) for one in shapes)
 
 
-def _state_row(manifest: Manifest, context: int) -> Row:
-    name = f"decoding state, bytes at {context // 1024}K tokens"
-    return {"": name, TEACHER: kv_cache_bytes(manifest, context), STUDENT: manifest.model.state_bytes}
+def _state_rows(folder: Path, manifest: Manifest) -> list[Row]:
+    layers = json.loads((folder / "config.json").read_text(encoding="utf-8"))["lineahead"]["layers"]
+    return [
+        {
+            "": f"decoding state, bytes at {context // 1024}K tokens",
+            TEACHER: kv_cache_bytes(layers, context),
+            STUDENT: manifest.model.state_bytes,
+        }
+        for context in CONTEXTS
+    ]
 
 
 def _speeds(

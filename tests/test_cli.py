@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from lineahead import cli, errors
+from lineahead.runtime import console
 
 
 def commands(group, prefix=()):
@@ -25,7 +26,7 @@ ALL_COMMANDS = list(commands(cli.main))
 def failing(error):
     """A command line whose only command raises `error`."""
 
-    @click.group(cls=cli.ErrorGroup)
+    @click.group(cls=console.ErrorGroup)
     def main():
         pass
 

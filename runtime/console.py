@@ -1,0 +1,115 @@
+"""What commands share: one-line errors, results as JSON or tables, and the options that several of them take."""
+
+import errno
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from lineahead.errors import LineaheadError, StorageError
+
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+PRECISIONS = ("fp32", "int8", "int4")
+BACKENDS = ("onnxruntime", "eager")
+DRAFTERS = ("none", "lookup", "medusa")
+DEVICES = ("cpu", "cuda")
+IMPLEMENTATIONS = ("auto", "native", "function")
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class ErrorGroup(click.Group):
+    """Turn our own errors into one-line messages; let bugs keep their traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; a `LineaheadError` becomes one line, a hint and its class's exit status."""
+        try:
+            return super().invoke(ctx)
+        except LineaheadError as error:
+            _fail(ctx, str(error), error.hint, error.exit_code)
+        except KeyboardInterrupt:
+            _fail(ctx, "interrupted", "Run the same command again: finished steps are kept.", 130)
+        except OSError as error:
+            if error.errno not in DISK_FULL:
+                raise
+            where = error.filename or os.getcwd()
+            message = f"no space left on the disk of {where}"
+            _fail(ctx, message, "Free some space and run again.", StorageError.exit_code)
+
+
+def _fail(ctx: click.Context, message: str, hint: str | None, code: int) -> None:
+    click.echo(f"Error: {' '.join(message.split())}", err=True)
+    if hint:
+        click.echo(f"Hint: {hint}", err=True)
+    ctx.exit(code)
+
+
+def note(message: str) -> None:
+    """Progress, for people."""
+    click.echo(message, err=True)
+
+
+def show(result: Mapping[str, Any] | Sequence[Mapping[str, Any]], as_json: bool) -> None:
+    """Print a result: one JSON object for machines, tables for people."""
+    if as_json:
+        click.echo(json.dumps(result, default=str))
+        return
+    from lineahead.runtime.tables import as_text
+
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 160
+    click.echo(as_text(result, width=width), nl=False)
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+artifact_argument = click.argument("artifact", type=click.Path(path_type=Path))
+
+
+def recipe_options(default: str | None) -> Callable[[Command], Command]:
+    """``--recipe`` and ``key.sub=value`` overrides; without a default, the artifact's own recipe is used."""
+
+    def wrap(command: Command) -> Command:
+        shown = default or "the artifact's own"
+        text = f"Recipe file or a shipped recipe's name (default: {shown})."
+        command = click.argument("overrides", nargs=-1, metavar="[KEY.SUB=VALUE]...")(command)
+        return click.option("-c", "--recipe", default=default, metavar="NAME_OR_FILE", help=text)(command)
+
+    return wrap
+
+
+def backend_options(command: Command) -> Command:
+    """Where and in which precision an artifact is decoded."""
+    operator = click.Choice(IMPLEMENTATIONS)
+    for option in (
+        click.option(
+            "--implementation", type=operator, help="Of the operator, on ONNX Runtime [default: auto]."
+        ),
+        click.option("--threads", default=0, help="Threads of the backend; 0 lets it choose."),
+        click.option(
+            "--device", "provider", type=click.Choice(DEVICES), default="cpu", help="Where to decode."
+        ),
+        click.option("--backend", type=click.Choice(BACKENDS), default="onnxruntime", help="What decodes."),
+        click.option(
+            "--precision", type=click.Choice(PRECISIONS), default="fp32", help="Weights' precision."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def sampling_options(command: Command) -> Command:
+    """Names as in transformers' generation config."""
+    for option in (
+        click.option("--ignore-eos", is_flag=True, help="Go on after an end-of-sequence token."),
+        click.option("--stop", multiple=True, metavar="TEXT", help="End at this string (may be repeated)."),
+        click.option("--seed", default=0, help="Of the random stream."),
+        click.option("--top-p", default=1.0, help="Nucleus; 1 keeps all tokens."),
+        click.option("--top-k", default=0, help="Keep the k best tokens; 0 keeps all."),
+        click.option("--temperature", default=0.0, help="0 decodes greedily."),
+        click.option("--max-new-tokens", "max_tokens", default=256, help="Most tokens to generate."),
+    ):
+        command = option(command)
+    return command
