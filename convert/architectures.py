@@ -28,9 +28,9 @@ class Row:
 
     Attributes:
         model_type: transformers' name.
-        status: ``exact``: chunks with the constant-size cache give the logits of the full pass, and greedy
-            text with the cache is greedy text without; ``inexact``: they do not; ``refused``: `linearize` says
-            why; ``failed``: no tiny model of this type could be made and run.
+        status: ``exact``: chunks with the constant-size cache give the full pass's logits, and greedy text is
+            the same with and without cache; ``inexact``: they do not; ``refused``: `linearize` says why;
+            ``failed``: no tiny model of this type could be made and run.
         error: largest difference of the logits, where measured.
         layers: converted layers.
         reason: why it is not exact.
@@ -91,7 +91,7 @@ def save_rows(path: Path, rows: Sequence[Row]) -> None:
 
 
 def load_rows(path: Path) -> list[Row] | None:
-    """Rows that :func:`save_rows` wrote under the same versions; None when there are none or they are outdated."""
+    """Rows that :func:`save_rows` wrote under the same versions; None when there are none."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         if {key: data[key] for key in versions()} != versions():

@@ -265,9 +265,10 @@ class LineaheadForCausalLM:
         """The model class for a linear config.
 
         Raises:
-            ArtifactError: when this transformers has no such base class.
+            ArtifactError: when a newer version wrote it, or this transformers has no such base class.
         """
-        name = config.lineahead["base_class"]
+        layers_of(config)
+        name = str(config.lineahead.get("base_class"))
         base = getattr(transformers, name, None)
         if base is None:
             raise ArtifactError(

@@ -1,0 +1,120 @@
+"""The single file that artifacts carry: complete, and the same model where lineahead does not exist."""
+
+import ast
+import os
+import subprocess
+import sys
+
+import torch
+
+from lineahead.plugins.augmented_attention.huggingface.bundle import bundle
+
+PROGRAM = """
+import sys, torch
+from transformers import AutoModelForCausalLM, set_seed
+try:
+    import lineahead
+except ImportError:
+    pass
+else:
+    sys.exit("lineahead was importable")
+given = torch.load(sys.argv[2], weights_only=True)
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True).eval()
+ids, mask = given["ids"], given["mask"]
+made = {"logits": model(input_ids=ids).logits.detach()}
+made["greedy"] = model.generate(ids, max_new_tokens=70, do_sample=False)
+made["beam"] = model.generate(ids, max_new_tokens=20, num_beams=3, do_sample=False)
+made["padded"] = model.generate(ids, attention_mask=mask, max_new_tokens=30, do_sample=False)
+made["lookup"] = model.generate(ids[:1], max_new_tokens=40, do_sample=False, prompt_lookup_num_tokens=3)
+set_seed(0)
+made["sample"] = model.generate(ids, max_new_tokens=30, do_sample=True)
+sizes = []
+for length in (90, 400):
+    result = model(input_ids=ids[:1, :1].expand(1, length), use_cache=True)
+    cache = model(input_ids=ids[:1, :1], past_key_values=result.past_key_values).past_key_values
+    sizes.append(sum(layer.nbytes for layer in cache.layers))
+made["sizes"] = torch.tensor(sizes)
+model.save_pretrained(sys.argv[3])
+again = AutoModelForCausalLM.from_pretrained(sys.argv[3], trust_remote_code=True).eval()
+made["again"] = again(input_ids=ids).logits.detach()
+torch.save(made, sys.argv[4])
+"""
+
+
+def without_lineahead(folder):
+    """Environment in which importing lineahead raises."""
+    block = folder / "block" / "lineahead"
+    block.mkdir(parents=True)
+    (block / "__init__.py").write_text("raise ImportError('not installed')")
+    home = str(folder / "home")
+    return {
+        **os.environ,
+        "PYTHONPATH": str(block.parent),
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": home,
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def test_an_artifact_works_without_lineahead(settings, linear_model, tokens, full_pass, tmp_path):
+    from transformers import set_seed
+
+    model, ids = linear_model(settings, "llama" if settings.qk_norm else "gpt2"), tokens(2, 50)
+    mask = torch.ones_like(ids)
+    mask[0, :9] = 0
+    artifact, given, out = tmp_path / "artifact", tmp_path / "given.pt", tmp_path / "made.pt"
+    model.save_pretrained(artifact)
+    torch.save({"ids": ids, "mask": mask}, given)
+    command = [sys.executable, "-c", PROGRAM, str(artifact), str(given), str(tmp_path / "again"), str(out)]
+    done = subprocess.run(
+        command, env=without_lineahead(tmp_path), cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    made = torch.load(out, weights_only=True)
+    expected = full_pass(model, ids)
+    assert (made["logits"] - expected).abs().max() <= 1e-5
+    assert (made["again"] - expected).abs().max() <= 1e-5
+    assert made["sizes"][0] == made["sizes"][1]
+    greedy = model.generate(ids, max_new_tokens=70, do_sample=False)
+    assert torch.equal(made["greedy"], greedy)
+    assert torch.equal(made["beam"], model.generate(ids, max_new_tokens=20, num_beams=3, do_sample=False))
+    padded = model.generate(ids, attention_mask=mask, max_new_tokens=30, do_sample=False)
+    assert torch.equal(made["padded"], padded)
+    assert torch.equal(made["lookup"], model.generate(ids[:1], max_new_tokens=40, do_sample=False))
+    set_seed(0)
+    assert torch.equal(made["sample"], model.generate(ids, max_new_tokens=30, do_sample=True))
+
+
+def test_the_file_imports_torch_and_transformers_only():
+    tree = ast.parse(bundle())
+    roots = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            roots |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0
+            roots.add(node.module.split(".")[0])
+    assert roots - set(sys.stdlib_module_names) == {"torch", "transformers"}
+
+
+def test_each_thing_is_written_once_and_always_the_same():
+    text = bundle()
+    names = [node.name for node in ast.parse(text).body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+    assert len(names) == len(set(names))
+    assert text == bundle()
+
+
+def test_package_and_bundle_live_in_one_process(
+    settings, linear_model, tokens, full_pass, tmp_path, monkeypatch
+):
+    from transformers import AutoModelForCausalLM
+
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+
+    model, ids = linear_model(settings), tokens(1, 80)
+    model.save_pretrained(tmp_path / "one-process")
+    remote = AutoModelForCausalLM.from_pretrained(tmp_path / "one-process", trust_remote_code=True).eval()
+    assert type(remote).__module__ != type(model).__module__
+    assert remote.config._attn_implementation != model.config._attn_implementation
+    assert torch.equal(full_pass(remote, ids), full_pass(model, ids))
+    assert torch.equal(remote.generate(ids, max_new_tokens=9), model.generate(ids, max_new_tokens=9))
