@@ -1,0 +1,101 @@
+// Checks a call, chooses its kernel and enqueues it.
+#include <cstdarg>
+#include <cstdio>
+
+#include "step.cuh"
+
+namespace lineahead::cuda {
+
+namespace {
+
+struct Message {
+  char* text;
+  size_t size;
+
+  int operator()(int code, const char* format, ...) const {
+    va_list values;
+    va_start(values, format);
+    if (text && size) std::vsnprintf(text, size, format, values);
+    va_end(values);
+    return code;
+  }
+};
+
+constexpr int kInvalid = 1, kUnsupported = 2, kFailed = 3;
+
+int check(const Call& call, const Message& fail) {
+  const Settings& s = call.settings;
+  if (call.batch < 1 || call.nodes < 1 || call.shared < 1 || call.heads % call.shared)
+    return fail(kInvalid, "batch %d, nodes %d, heads %d, key heads %d: impossible", call.batch, call.nodes, call.heads, call.shared);
+  if (call.dim % 8 || call.value_dim % 8 || call.dim > kMaxDim)
+    return fail(kUnsupported, "head dimensions %d and %d: multiples of 8 up to %d are supported", call.dim, call.value_dim, kMaxDim);
+  if (s.map == kHedgehog && (call.columns % 4 || call.features != 2 * call.columns))
+    return fail(kUnsupported, "%d features of %d columns: hedgehog has two a column, columns a multiple of 4", call.features, call.columns);
+  if (s.map == kIdentity && call.features != call.dim)
+    return fail(kInvalid, "%d features: the identity map has %d", call.features, call.dim);
+  if (s.window < 1 || s.taps < 0 || s.sinks < 0 || (s.local == kNoLocal) != (s.pattern == kNoPattern))
+    return fail(kInvalid, "window %d, conv_taps %d, sinks %d or local and pattern contradict each other", s.window, s.taps, s.sinks);
+  if (!call.tickets) return fail(kInvalid, "no tickets");
+  return 0;
+}
+
+// The device's limits, asked once.
+const Device* device_limits(int* index) {
+  constexpr int kMost = 64;
+  static Device known[kMost] = {};
+  if (cudaGetDevice(index) != cudaSuccess || *index >= kMost) return nullptr;
+  Device& device = known[*index];
+  if (!device.processors) {
+    int processors = 0;
+    if (cudaDeviceGetAttribute(&device.shared_memory, cudaDevAttrMaxSharedMemoryPerBlockOptin, *index) != cudaSuccess ||
+        cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, *index) != cudaSuccess)
+      return nullptr;
+    device.processors = processors;
+  }
+  return &device;
+}
+
+template <int kRows, typename T>
+cudaError_t launch(const Call& call, const Layout& layout, cudaStream_t stream) {
+  const auto kernel = step_kernel<kRows, T>;
+  cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, layout.bytes);
+  if (error != cudaSuccess) return error;
+  int ring = ring_rows(call.settings);
+  void* arguments[] = {const_cast<Call*>(&call), const_cast<Layout*>(&layout), &ring};
+  const dim3 grid(layout.slices, layout.row_blocks, call.batch * call.shared);
+  return cudaLaunchKernel(reinterpret_cast<const void*>(kernel), grid, dim3(kThreads), arguments, layout.bytes, stream);
+}
+
+template <typename T>
+cudaError_t launch_type(const Call& call, const Layout& layout, cudaStream_t stream) {
+  return rows_per_thread(call) == 1 ? launch<1, T>(call, layout, stream) : launch<4, T>(call, layout, stream);
+}
+
+}  // namespace
+
+}  // namespace lineahead::cuda
+
+using namespace lineahead::cuda;
+
+extern "C" int lineahead_augmented_attention(const Call* call, void* stream, char* message, size_t message_size) {
+  const Message fail{message, message_size};
+  if (const int code = check(*call, fail)) return code;
+  int index = 0;
+  const Device* device = device_limits(&index);
+  if (!device) return fail(kFailed, "no CUDA device");
+  const Layout layout = make_layout(*call, *device);
+  if (!layout.bytes)
+    return fail(kUnsupported, "window %d, conv_taps %d and %d nodes of dimension %d do not fit in %d bytes of shared memory",
+                call->settings.window, call->settings.taps, call->nodes, call->dim, device->shared_memory);
+  const cudaStream_t queue = static_cast<cudaStream_t>(stream);
+  const cudaError_t error = call->type == kHalf       ? launch_type<__half>(*call, layout, queue)
+                            : call->type == kBFloat16 ? launch_type<__nv_bfloat16>(*call, layout, queue)
+                                                      : launch_type<float>(*call, layout, queue);
+  return error == cudaSuccess ? 0 : fail(kFailed, "%s", cudaGetErrorString(error));
+}
+
+extern "C" size_t lineahead_ticket_count(const Call* call) {
+  return (size_t)call->batch * call->shared * ((call->value_dim + 15) / 16 + 1);
+}
+
+extern "C" size_t lineahead_call_size(void) { return sizeof(Call); }

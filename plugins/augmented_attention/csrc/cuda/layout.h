@@ -1,0 +1,33 @@
+// How a call is cut into blocks, and where a block keeps what in shared memory. Host and device.
+#pragma once
+
+#include "call.h"
+
+namespace lineahead::cuda {
+
+// A block serves one sequence, one key/value head, `slice` columns of the value dimension and every `row_blocks`-th tile of
+// `tile` query rows. Offsets are in bytes.
+struct Layout {
+  int slice, slices;
+  int tile, tiles, row_blocks;
+  int fold_tile;        // keys that are mapped at a time
+  int columns;          // most columns that attention can see: sinks, ring, nodes; a multiple of 4
+  int weight_stride;    // floats a row of `weight`: features, then columns
+  int key_stride;       // elements a row of `key`; 0 when keys are not staged
+  int words;            // 32-bit words a row of `ancestors`
+  int state, norm, weight, row, phi, fold_value, partial, key, value, position, source, far, node, ancestors, flags;
+  int bytes;
+};
+
+struct Device {
+  int processors;     // streaming multiprocessors
+  int shared_memory;  // bytes a block may have
+};
+
+int ring_rows(const Settings& settings);
+int rows_per_thread(const Call& call);
+
+// The layout of `call` on `device`; bytes is 0 when there is none.
+Layout make_layout(const Call& call, const Device& device);
+
+}  // namespace lineahead::cuda

@@ -1,0 +1,52 @@
+// The whole call in one launch: commit, then attend from every node.
+#pragma once
+
+#include "attend.cuh"
+
+namespace lineahead::cuda {
+
+// Ports that the settings leave unused pass through.
+__device__ inline void pass_unused(const Call& call) {
+  const uint3 block = block_index();
+  if (thread_index() || block.x || block.y || block.z) return;
+  const bool has_state = call.settings.map != kNoMap;
+  if (!has_state && call.state_out && call.state_out != call.state) *call.state_out = *call.state;
+  if (!(has_state && call.settings.denominator) && call.norm_out && call.norm_out != call.norm) *call.norm_out = *call.norm;
+}
+
+template <int kRows, typename T>
+__device__ void step(const Call& call, const Layout& layout, int ring) {
+  pass_unused(call);
+  Block<T> block(call, layout, ring);
+  fetch_state(block);
+  fetch_maps(block);
+  fetch_columns(block);
+  if (thread_index() == 0) block.tables.flags[0] = 0;
+  fill_tables(call, block.plan, block.b, block.tables);
+  fold<kRows>(block);
+  wait_copies();
+  sync_block();
+  const int rows = call.heads / call.shared * call.nodes, row_blocks = grid_size().y;
+  for (int index = block_index().y; index < layout.tiles; index += row_blocks) {
+    Tile tile;
+    tile.start = index * layout.tile, tile.count = least(layout.tile, rows - tile.start);
+    tile.nodes = call.nodes, tile.first_head = block.g * (call.heads / call.shared);
+    load_queries<kRows>(block, tile);
+    score(block, tile, index == 0 && block.slice == 0);
+    score_far<kRows>(block, tile);
+    for (int i = warp_index(); i < tile.count; i += kWarps) weigh_row(block, tile, i);
+    sync_block();
+    if (index + row_blocks >= layout.tiles) {
+      arrive(block);
+      write_state(block, block.tables.flags[1] != 0, block.tables.flags[2] != 0);
+    }
+    combine<kRows>(block, tile);
+  }
+}
+
+template <int kRows, typename T>
+__global__ void __launch_bounds__(kThreads) step_kernel(const Call call, const Layout layout, int ring) {
+  step<kRows, T>(call, layout, ring);
+}
+
+}  // namespace lineahead::cuda
