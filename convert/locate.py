@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import cast
 
 from huggingface_hub import constants, errors, hf_hub_download, snapshot_download
 
@@ -15,7 +16,9 @@ from lineahead.recipes.files import storage_error
 PACKAGE = "package:"
 GGUF = ".gguf"
 WANTED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "README.md")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
+# The exceptions of the HTTP library below huggingface_hub, whichever it is.
+_HTTP_ERROR = cast(type[Exception], errors.HfHubHTTPError.__bases__[0])
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,13 +126,13 @@ def _hub_errors(reference: str, revision: str | None) -> Iterator[None]:
     except errors.HfHubHTTPError as error:
         line = str(error).strip().splitlines()[0]
         raise CheckpointError(f"{reference}: the Hub answered: {line}", hint="Try again later.") from error
-    except OSError as error:
-        if error.errno is None:
-            raise CheckpointError(
-                f"{reference}: the Hub cannot be reached ({type(error).__name__})",
-                hint="Check the network, or name a local folder.",
-            ) from error
-        raise storage_error(Path(constants.HF_HUB_CACHE), error) from error
+    except (_HTTP_ERROR, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise storage_error(Path(constants.HF_HUB_CACHE), error) from error
+        raise CheckpointError(
+            f"{reference}: the Hub cannot be reached ({type(error).__name__})",
+            hint="Check the network, or name a local folder.",
+        ) from error
 
 
 def _in_package(reference: str) -> Location:

@@ -2,12 +2,15 @@
 
 import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 import yaml
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -20,6 +23,7 @@ from transformers import (
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.utils import logging as transformers_logging
 
 from lineahead.convert.gguf import tokenizer as gguf_tokenizer
 from lineahead.convert.gguf import weights as gguf_weights
@@ -90,9 +94,11 @@ def load_source(
             _gguf_tokenizer(place.path) if place.path.is_file() else _tokenizer(place.path, trust_remote_code)
         )
     if found.path.is_dir():
-        loaded = _from_folder(found, str(reference), dtype, other, trust_remote_code)
+        with _quiet():
+            loaded = _from_folder(found, str(reference), dtype, other, trust_remote_code)
     elif found.path.suffix == GGUF:
-        loaded = _from_gguf(found, str(reference), dtype, other)
+        with _quiet():
+            loaded = _from_gguf(found, str(reference), dtype, other)
     else:
         raise InputError(
             f"{found.path}: neither a folder nor a .gguf file", hint="Name the checkpoint's folder."
@@ -158,10 +164,8 @@ def _config(folder: Path, trust_remote_code: bool) -> PreTrainedConfig:
         )
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise CheckpointError(
-            f"{path}: {_first_line(error)}", hint="Use an undamaged config.json."
-        ) from error
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
+        raise CheckpointError(f"{path}: {_one_line(error)}", hint="Use an undamaged config.json.") from error
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and "auto_map" not in raw:
         raise ArchitectureError(
             f"{path}: model_type {kind!r} is no causal language model", hint="See `lineahead architectures`."
@@ -181,6 +185,7 @@ def _model(
                 dtype="auto" if dtype is None else dtype,
                 trust_remote_code=trust_remote_code,
                 use_safetensors=True,
+                ignore_mismatched_sizes=True,
                 output_loading_info=True,
             ),
         )
@@ -188,7 +193,7 @@ def _model(
         raise
     except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{folder}: cannot load the weights: {_first_line(error)}", hint="Use an undamaged checkpoint."
+            f"{folder}: cannot load the weights: {_one_line(error)}", hint="Use an undamaged checkpoint."
         ) from error
     _check_complete(folder, report)
     model.eval()
@@ -205,8 +210,8 @@ def _check_complete(folder: Path, report: dict[str, Any]) -> None:
     wrong = sorted(str(entry[0]) for entry in report.get("mismatched_keys", ()))
     if wrong:
         raise CheckpointError(
-            f"{folder}: tensor {wrong[0]!r} has another shape than config.json says",
-            hint="Use the config.json that belongs to the weights.",
+            f"{folder}: tensor {wrong[0]!r} has another shape than the config says",
+            hint="Use weights and config of one model.",
         )
     if report.get("unexpected_keys"):
         logger.warning("%s: %d tensors were not used", folder, len(report["unexpected_keys"]))
@@ -219,7 +224,7 @@ def _tokenizer(folder: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase
         usable = bool(tokenizer("a b").input_ids)
     except Exception as error:
         raise CheckpointError(
-            f"{folder}: the tokenizer is damaged: {_first_line(error)}",
+            f"{folder}: the tokenizer is damaged: {_one_line(error)}",
             hint="Copy the original model's tokenizer files there.",
         ) from error
     if not usable:
@@ -250,12 +255,15 @@ def _from_gguf(
                 config=config,
                 state_dict=gguf_weights.state_dict(file, dtype),
                 dtype=dtype,
+                ignore_mismatched_sizes=True,
                 output_loading_info=True,
             ),
         )
+    except LineaheadError:
+        raise
     except (RuntimeError, ValueError) as error:
         raise CheckpointError(
-            f"{found.path}: cannot load the weights: {_first_line(error)}", hint="Use an undamaged file."
+            f"{found.path}: cannot load the weights: {_one_line(error)}", hint="Use an undamaged file."
         ) from error
     if report.get("unexpected_keys"):
         names = sorted(report["unexpected_keys"])
@@ -294,6 +302,17 @@ def _license(folder: Path) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:200] if text else type(error).__name__
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text[:200] if text else type(error).__name__
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' reports of several lines: what they hold is checked here."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
