@@ -184,9 +184,9 @@ class TextStream:
         if self.stopped:
             return ""
         self._held += new
-        found = [place for stop in self._stop if (place := self._held.find(stop)) >= 0]
-        if found:
-            ready, self.stopped = self._held[: min(found)], True
+        found = [(place + len(stop), place) for stop in self._stop if (place := self._held.find(stop)) >= 0]
+        if found:  # the one that is complete first, so that it does not matter how many tokens come at once
+            ready, self.stopped = self._held[: min(found)[1]], True
         else:
             ready = self._held if final else self._held[: len(self._held) - self._tail()]
         self._held = self._held[len(ready) :]

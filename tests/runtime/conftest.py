@@ -1,6 +1,11 @@
-"""A toy language model behind the session protocol: every logit depends on the whole accepted text, so that any mistake in
-commit, ancestors or positions changes what is decoded."""
+"""A toy language model behind the session protocol, and a tiny real artifact.
 
+Every logit of the toy depends on the whole accepted text, so that any mistake in commit, ancestors or
+positions changes what is decoded.
+"""
+
+import json
+import warnings
 import zlib
 from types import SimpleNamespace
 
@@ -107,3 +112,68 @@ def decode(session, rows, drafter=None, **options):
 def toy():
     """The toy model's class and the functions that drive it."""
     return SimpleNamespace(Session=ToySession, row=make_row, decode=decode)
+
+
+def byte_tokenizer(folder):
+    """Write a tokenizer whose tokens are bytes, and two special tokens."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {"<s>": 0, "</s>": 1, **{one: 2 + i for i, one in enumerate(alphabet)}}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(one, special=True) for one in ("<s>", "</s>")])
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    template = "{% for m in messages %}{{ bos_token }}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    config = {"bos_token": "<s>", "eos_token": {"content": "</s>"}, "chat_template": template}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+@pytest.fixture
+def tokenizer_folder(tmp_path):
+    """A folder with a byte tokenizer."""
+    byte_tokenizer(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def artifact(tmp_path_factory):
+    """A random two-layer linear Llama of 300 tokens' vocabulary, exported."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from lineahead.convert.checkpoint import save_artifact
+    from lineahead.convert.onnx import graph
+    from lineahead.convert.replace import linearize
+    from lineahead.plugins.augmented_attention.huggingface.modeling import layers_of
+    from lineahead.plugins.augmented_attention.huggingface.step_model import StepModel
+    from lineahead.plugins.augmented_attention.schema import preset
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=160,
+        initializer_range=0.3,
+        eos_token_id=1,
+    )
+    model = LlamaForCausalLM(config).eval()
+    linearize(model, preset("softmax-hedgehog", window=16))
+    for name, parameter in model.named_parameters():
+        if name.endswith(".conv"):
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    folder = tmp_path_factory.mktemp("artifact") / "tiny"
+    save_artifact(model, None, folder)
+    byte_tokenizer(folder)
+    (folder / "onnx").mkdir()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.onnx warns about its own internals
+        traced = graph.trace(StepModel(model, layers_of(model.config)))
+    graph.save(traced, folder / "onnx" / "verifier.onnx")
+    return folder

@@ -91,7 +91,7 @@ def emitted(make_tree, params, accept=sampling, length=2, samples=SAMPLES, seed=
 
 
 def g_test(counts, table):
-    """p-value of the G-test, by Wilson and Hilferty's cube-root approximation; 0 when something impossible was seen."""
+    """p-value of the G-test by Wilson and Hilferty's approximation; 0 when the impossible was seen."""
     if set(counts) - set(table):
         return 0.0
     total = sum(counts.values())
@@ -152,7 +152,7 @@ TREES = {
 
 @pytest.mark.parametrize("name", TREES)
 def test_emitted_tokens_are_distributed_like_the_targets(name):
-    """Two tokens, 20,000 samples: passes with probability 0.999 when exact (seeded: always the same outcome)."""
+    """Two tokens, 20,000 samples: passes with probability 0.999 when exact; seeded, so always alike."""
     assert g_test(emitted(TREES[name], PARAMS), expected(PARAMS)) > 1e-3
 
 
@@ -172,7 +172,7 @@ def test_accepting_is_worth_something():
 
 
 def power(shift):
-    """Chance of noticing a distribution whose first token is off by `shift` in total variation (a simulation)."""
+    """Chance of noticing a first token that is off by `shift` in total variation (a simulation)."""
     table = expected(PARAMS)
     keys = list(table)
     wrong = np.array([table[key] for key in keys])
@@ -210,7 +210,7 @@ def test_a_wrong_residual_is_noticed(monkeypatch, name, tree):
 
 
 def test_a_draft_distribution_without_truncation_is_noticed():
-    """The tokens come from the truncated draft, but the acceptance test is told the full one (and the reverse)."""
+    """The tokens come from the truncated draft, acceptance is told the full one (and the reverse)."""
     free = SamplingParams(temperature=0.9)
 
     def full_q(random):

@@ -60,7 +60,7 @@ def test_a_good_drafter_is_used_near_its_best_length(rate, per_node):
 def test_it_does_not_change_the_text(toy):
     plain, _ = toy.decode(toy.Session(), [toy.row(0, [1, 2, 3])])
     drafter = RecordedDrafter(plain, vocab_size=13, depth=6)
-    found, run = toy.decode(toy.Session(), [toy.row(0, [1, 2, 3])], drafter, governor=Governor(6))
+    found, _ = toy.decode(toy.Session(), [toy.row(0, [1, 2, 3])], drafter, governor=Governor(6))
     assert found == plain
 
 

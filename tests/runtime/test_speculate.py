@@ -24,7 +24,7 @@ def rows(toy, params):
 
 
 def drafters(texts):
-    recorded = dict(texts=texts, vocab_size=13)
+    recorded = {"texts": texts, "vocab_size": 13}
     return {
         "lookup": LookupDrafter(shortest=1, longest=3, max_nodes=5),
         "chain": RecordedDrafter(**recorded, depth=6),
