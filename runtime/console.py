@@ -1,4 +1,4 @@
-"""What commands share: one-line errors, results as JSON or tables, and the options that several of them take."""
+"""What commands share: one-line errors, results as JSON or tables, options that several of them take."""
 
 import errno
 import json

@@ -1,7 +1,7 @@
 """The closing table of ``lineahead demo``: quality, speed and memory, each beside the teacher's."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,19 @@ def table(
         generator = Generator.load(folder, precision=precision, threads=threads)
         rows += _speeds(generator, precision, tokens, draft_nodes, threads, progress)
     return rows + _state_rows(folder, manifest)
+
+
+def answer(folder: Path, *, precision: str = "int4", tokens: int = 160) -> Iterator[str]:
+    """Stream the first prompt and its answer, decoded with the heads where there are any."""
+    generator = Generator.load(folder, precision=precision)
+    chat = generator.tokenizer.template is not None
+    drafter = open_drafter(
+        generator.artifact, "medusa" if generator.artifact.has_draft else "lookup", nodes=5
+    )
+    yield (QUESTIONS if chat else OPENINGS)[0] + ("\n\n" if chat else "")
+    params = SamplingParams(max_tokens=tokens)
+    for event in generator.stream(prompts(generator)[:1], params, drafter=drafter):
+        yield event.text
 
 
 def prompts(generator: Generator) -> list[list[int]]:

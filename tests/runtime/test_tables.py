@@ -23,3 +23,9 @@ def test_square_brackets_are_not_markup():
 def test_large_numbers_have_separators():
     assert "1,048,576" in as_text({"bytes": 1 << 20})
     assert "12,346" in as_text({"rate": 12345.6})
+
+
+def test_hashes_are_shortened_and_mappings_in_a_row_are_spelled_out():
+    text = as_text([{"hash": "ab" * 32, "losses": {"kl": 0.5, "ce": 1.25}}])
+    assert "abababababab " in text
+    assert "kl 0.5, ce 1.25" in text
