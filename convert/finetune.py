@@ -1,4 +1,4 @@
-"""Fine-tuning of an artifact: the recipe's stages one after another, each written into the artifact when it is done."""
+"""Fine-tuning of an artifact: the recipe's stages in order, each written into it when it is done."""
 
 import logging
 import shutil
@@ -38,18 +38,18 @@ class Options:
         resume: go on with an unfinished run.
         device: ``cpu`` or ``cuda``; what accelerate finds when None.
         progress: where to report; a bar or lines on stderr when None.
-        load_teacher: loads the softmax teacher (linearized or not), needed once the pretrained weights have been trained.
         on_step: called after every optimiser step.
     """
 
     resume: bool = False
     device: str | None = None
     progress: Progress | None = None
-    load_teacher: LoadTeacher | None = None
     on_step: Callable[[int], None] = field(default=lambda step: None)
 
 
-def finetune(artifact: Path, recipe: Recipe, options: Options | None = None) -> Manifest:
+def finetune(
+    artifact: Path, recipe: Recipe, options: Options | None = None, *, load_teacher: LoadTeacher | None = None
+) -> Manifest:
     """Run the recipe's training stages on an artifact and rewrite it after each.
 
     Exports, draft heads and evaluations belong to the old weights; the rewritten artifact is without them.
@@ -58,6 +58,9 @@ def finetune(artifact: Path, recipe: Recipe, options: Options | None = None) -> 
         artifact: the artifact folder; replaced as a whole after each stage.
         recipe: with at least one stage.
         options: see :class:`Options`.
+        load_teacher: loads the softmax teacher (linearized or not), needed once the pretrained weights
+            have been
+            trained.
 
     Returns:
         The new manifest.
@@ -79,6 +82,7 @@ def finetune(artifact: Path, recipe: Recipe, options: Options | None = None) -> 
         accelerator=accelerator,
         progress=(options.progress or stderr_progress()) if main else Silent(),
         workspace=_open(artifact, recipe, options, accelerator),
+        load_teacher=load_teacher,
     )
     tokens = _tokens(job)
     for index in range(len(recipe.stages)):
@@ -102,6 +106,7 @@ class _Job:
     accelerator: Accelerator
     progress: Progress
     workspace: Workspace
+    load_teacher: LoadTeacher | None
 
     def seed(self, stage: Stage) -> int:
         return self.recipe.seed if stage.seed is None else stage.seed
@@ -162,13 +167,13 @@ def _teacher(job: _Job) -> PreTrainedModel | None:
     manifest = read_manifest(job.artifact)
     if manifest.base_weights == "original":
         return None
-    if job.options.load_teacher is None:
+    if job.load_teacher is None:
         raise TrainingError(
             f"{job.artifact}: its pretrained weights have been trained, so it cannot be its own teacher",
             hint="Name the original checkpoint with --teacher.",
         )
     logger.info("teacher: %s", manifest.base.reference)
-    return job.options.load_teacher(manifest)
+    return job.load_teacher(manifest)
 
 
 def _run_stage(job: _Job, index: int, tokens: Tokens) -> None:
@@ -261,7 +266,7 @@ def _checkpoint(run: Run) -> checkpoint.Position | None:
 
 
 def _write(job: _Job, trained: _Trained) -> None:
-    """Put the trained values into the artifact's weights, in their own precision, and replace the artifact."""
+    """Put the trained values into the artifact's weights, in those' precision, and replace the artifact."""
     model, tokenizer = load_artifact(job.artifact)
     parameters = dict(model.named_parameters())
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Writing files so that a half-written one is never seen: a temporary name in the same folder, then a rename."""
+"""Writing files so that a half-written one is never seen: a temporary name, then a rename."""
 
 import contextlib
 import errno
@@ -16,7 +16,8 @@ from lineahead.errors import StorageError
 def replacing(target: Path) -> Iterator[Path]:
     """Yield a temporary path beside `target`; rename it over `target` at the end, remove it on any error.
 
-    The block may write a file or make a directory there. An existing directory at `target` is replaced as a whole.
+    The block may write a file or make a directory there. An existing directory at `target` is replaced as
+    a whole.
 
     Raises:
         StorageError: when the disk is full or the folder cannot be written.

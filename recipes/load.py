@@ -1,5 +1,6 @@
-"""Reading recipes: YAML files or shipped names, with dotted overrides; every mistake is named with its cure."""
+"""Reading recipes: YAML files or shipped names, with dotted overrides; mistakes are named with their cure."""
 
+import copy
 import difflib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -37,7 +38,8 @@ def load_recipe(reference: str | Path, overrides: Sequence[str] = ()) -> schema.
 
     Args:
         reference: path of a YAML file, or the name of a shipped recipe.
-        overrides: ``key.sub=value`` items applied on top; list entries by number (``stages.0.tokens=1000``), values in YAML.
+        overrides: ``key.sub=value`` items applied on top; list entries by number
+            (``stages.0.tokens=1000``), values in YAML.
 
     Raises:
         RecipeError: naming the file, the key and the cure.
@@ -58,17 +60,18 @@ def load_recipe(reference: str | Path, overrides: Sequence[str] = ()) -> schema.
             f"{path}: a recipe is a mapping of keys", hint="See the shipped recipes for examples."
         )
     data.setdefault("name", path.stem)
-    for override in overrides:
-        _override(data, override)
-    return parse_recipe(data, str(path))
+    return parse_recipe(data, str(path), overrides)
 
 
-def parse_recipe(data: dict[str, Any], origin: str) -> schema.Recipe:
-    """Check a recipe given as plain data; `origin` names it in errors.
+def parse_recipe(data: dict[str, Any], origin: str, overrides: Sequence[str] = ()) -> schema.Recipe:
+    """Check a recipe given as plain data; `origin` names it in errors, `overrides` as in :func:`load_recipe`.
 
     Raises:
         RecipeError: naming the key at fault.
     """
+    data = copy.deepcopy(data)
+    for override in overrides:
+        _override(data, override)
     try:
         return schema.Recipe.model_validate(data)
     except ValidationError as error:

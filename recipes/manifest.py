@@ -1,4 +1,4 @@
-"""What was made: ``lineahead.json`` in every artifact folder. Read by convert and runtime alike; imports without torch."""
+"""What was made: ``lineahead.json`` in every artifact folder. Imports without torch."""
 
 import datetime
 import importlib.metadata
@@ -119,6 +119,7 @@ class Evaluation(Record):
         file: the text file's name.
         file_hash: its SHA-256.
         context: tokens of context.
+        stride: tokens between windows.
         tokens: tokens that were predicted.
         perplexity: by model: ``teacher``, ``student``.
         bits_per_byte: likewise.
@@ -127,6 +128,7 @@ class Evaluation(Record):
     file: str
     file_hash: str
     context: int
+    stride: int
     tokens: int
     perplexity: dict[str, float]
     bits_per_byte: dict[str, float]

@@ -1,6 +1,7 @@
 """What a recipe may say. Unknown keys and impossible combinations are refused; imports without torch.
 
-A recipe names the operator's form, the data, the training stages, the draft heads, the exports and the evaluation of one
+A recipe names the operator's form, the data, the training stages, the draft heads, the exports and the
+evaluation of one
 conversion. It is a YAML file; :func:`lineahead.recipes.load.load_recipe` reads it.
 """
 
@@ -27,7 +28,7 @@ class Part(BaseModel):
 
 
 class Method(Part):
-    """The operator's form: a preset's name and the settings that differ from it (None keeps the preset's value).
+    """The operator's form: a preset's name and the settings that differ (None keeps the preset's value).
 
     The settings are those of ``plugins.augmented_attention.schema.AttentionSettings``.
     """
@@ -58,7 +59,8 @@ class Samples(Part):
         batch_size: samples written at once.
         temperature: of the sampling.
         top_p: nucleus of the sampling.
-        prompts: text files with one prompt per line, or JSON lines with ``turns``, ``prompt`` or ``text``; without any,
+        prompts: text files with one prompt per line, or JSON lines with ``turns``, ``prompt`` or ``text``;
+            without any,
             samples start from the beginning-of-text token or, for a chat model, from an empty user turn.
     """
 
@@ -90,7 +92,8 @@ class Data(Part):
     """Where the training text comes from: files, a dataset, or the teacher itself. Exactly one of them.
 
     Attributes:
-        files: paths or glob patterns of ``.txt``, ``.jsonl`` and their ``.gz`` forms, relative to the working directory.
+        files: paths or glob patterns of ``.txt``, ``.jsonl`` and their ``.gz`` forms, relative to the
+            working directory.
         dataset: a Hugging Face dataset.
         samples: the teacher's own text.
     """
@@ -165,7 +168,7 @@ class _Stage(Part):
 
 
 class TransferStage(_Stage):
-    """Attention transfer: the base frozen, each layer's new parameters learn its softmax output, teacher-forced.
+    """Attention transfer: the base frozen, each layer's new parameters learn its softmax output.
 
     Source: Zhang et al., 2024 (LoLCATs), arXiv:2410.10254, section 3.1.
     """
@@ -278,7 +281,8 @@ class Recipe(Part):
         description: one line.
         method: the operator's form.
         layers: indices of the attention layers to convert, or ``all``.
-        precision: of the frozen weights while training; ``auto`` takes bfloat16 where the hardware multiplies it fast.
+        precision: of the frozen weights while training; ``auto`` takes bfloat16 where the hardware
+            multiplies it fast.
         seed: of everything random.
         checkpoint_seconds: how often training saves its progress.
         data: the training text.

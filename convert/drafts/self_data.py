@@ -1,4 +1,4 @@
-"""Text that a model writes itself: training data for the student (the teacher writes) or for draft heads (the student does)."""
+"""Text that a model writes itself: the teacher for the student, the student for its draft heads."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -29,9 +29,10 @@ def sample_tokens(
     progress: Progress,
     softmax: bool,
 ) -> Tokens:
-    """Sample texts of ``samples.sequence_length`` tokens, all of that length: a text that ends is followed by another.
+    """Sample texts, all of ``samples.sequence_length`` tokens: one that ends is followed by another.
 
-    Batches are kept in `folder` as they are finished, so a killed run goes on where it was. Each batch's randomness comes
+    Batches are kept in `folder` as they are finished, so a killed run goes on where it was. Each batch's
+    randomness comes
     from `seed` and its number alone.
 
     Args:
@@ -74,7 +75,7 @@ def sample_tokens(
 
 
 def _starts(tokenizer: Any, samples: Samples) -> list[list[int]]:
-    """What samples begin with: the prompts, an empty user turn of a chat model, or the beginning-of-text token."""
+    """What samples begin with: prompts, a chat model's empty user turn, or the beginning-of-text token."""
     if samples.prompts:
         texts = [text for path in expand(samples.prompts) for text in _prompts(path)]
         found = [_prompt_ids(tokenizer, text)[: samples.sequence_length // 2] for text in texts]
@@ -108,18 +109,17 @@ def _prompt_ids(tokenizer: Any, text: str) -> list[int]:
 def _sample(
     model: PreTrainedModel, starts: Sequence[list[int]], samples: Samples, random: np.random.Generator
 ) -> NDArray[np.int32]:
-    """One batch ``[batch_size, sequence_length]``; starts of unequal length are fed token by token where they are longer."""
-    chosen = [
-        starts[i] for i in random.permutation(len(starts)).repeat(-(-samples.batch_size // len(starts)))
-    ]
-    chosen = chosen[: samples.batch_size]
+    """One batch ``[batch_size, sequence_length]``; starts longer than the shortest are fed token by token."""
+    copies = -(-samples.batch_size // len(starts))
+    order = np.concatenate([random.permutation(len(starts)) for _ in range(copies)])
+    chosen = [starts[int(i)] for i in order[: samples.batch_size]]
     device, length = model.device, samples.sequence_length
     generator = torch.Generator(device).manual_seed(int(random.integers(1 << 62)))
     given = torch.full((len(chosen), length), -1, dtype=torch.long)
-    for row, ids in enumerate(chosen):
-        given[row, : len(ids)] = torch.tensor(ids[:length])
+    for row, tokens in enumerate(chosen):
+        given[row, : len(tokens)] = torch.tensor(tokens[:length])
     given = given.to(device)
-    shared = min(len(ids) for ids in chosen)
+    shared = min(len(tokens) for tokens in chosen)
     ids, cache, feed = given[:, :shared], None, given[:, :shared]
     while ids.shape[1] < length:
         out = model(input_ids=feed, past_key_values=cache, use_cache=True, logits_to_keep=1)
@@ -128,7 +128,7 @@ def _sample(
         forced = given[:, ids.shape[1]]
         feed = torch.where(forced >= 0, forced, drawn)[:, None]
         ids = torch.cat([ids, feed], 1)
-    return ids.cpu().numpy().astype(np.int32)
+    return np.asarray(ids.cpu().numpy(), np.int32)
 
 
 def _draw(logits: torch.Tensor, top_p: float, generator: torch.Generator) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Low-rank adapters (peft) on a linear model: attached for a stage, switched off for the teacher, merged at its end."""
+"""Low-rank adapters (peft) on a linear model: for one stage, off for the teacher, merged at the end."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,9 +25,9 @@ def attach_adapters(model: PreTrainedModel, lora: Lora) -> None:
     """
     config = LoraConfig(
         r=lora.r,
-        lora_alpha=lora.alpha,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]
         lora_dropout=lora.dropout,
-        target_modules=_targets(model, lora),  # type: ignore[arg-type]
+        target_modules=_targets(model, lora),
     )
     inject_adapter_in_model(config, model)
     for layer in _layers(model).values():
@@ -57,9 +57,9 @@ def without_adapters(model: PreTrainedModel) -> Iterator[None]:
 
 
 def weight_changes(model: PreTrainedModel) -> dict[str, Tensor]:
-    """What merging adds to each adapted weight, in float32, by the weight's name in the model without adapters."""
+    """What merging adds to each adapted weight, float32, by the weight's name without adapters."""
     return {
-        f"{name}.weight": layer.get_delta_weight(_NAME).detach().float()
+        f"{name}.weight": layer.get_delta_weight(_NAME).detach().float()  # type: ignore[attr-defined]
         for name, layer in _layers(model).items()
     }
 

@@ -1,4 +1,4 @@
-"""Training tokens: documents tokenised, joined with end-of-text tokens, cut into sequences; all reproducible from a seed."""
+"""Training tokens: documents tokenised, joined and cut into sequences, reproducible from a seed."""
 
 import hashlib
 import logging
@@ -96,7 +96,7 @@ def _groups(texts: Iterable[str]) -> Iterator[list[str]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Batches:
-    """Fixed-length sequences of a token stream in a seeded order that never ends; batch i is a pure function of i.
+    """Fixed-length sequences in a seeded order that never ends; batch i is a pure function of i.
 
     Attributes:
         tokens: the stream.
@@ -118,7 +118,7 @@ class Batches:
         """
         if self.sequences < 1:
             raise InputError(
-                f"{len(self.tokens.ids)} training tokens are fewer than one sequence of {self.sequence_length}",
+                f"{len(self.tokens.ids)} training tokens are less than a sequence of {self.sequence_length}",
                 hint="Give more text or a smaller sequence_length.",
             )
 

@@ -1,4 +1,4 @@
-"""Distillation: the student's distribution towards the teacher's, the teacher being the same weights with softmax attention."""
+"""Distillation: the student's distribution towards that of the same weights with softmax attention."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -22,8 +22,10 @@ from lineahead.recipes.schema import DistillStage
 class DistillTrainer:
     """KL to the teacher and cross entropy, over new parameters and adapters or all weights.
 
-    While the pretrained weights are frozen the teacher needs no second copy: it is the student in softmax mode with its
-    adapters switched off. Weights trained in full have float32 masters; the model's own copies keep its precision.
+    While the pretrained weights are frozen the teacher needs no second copy: it is the student in softmax
+        mode with its
+    adapters switched off. Weights trained in full have float32 masters; the model's own copies keep its
+    precision.
     """
 
     def __init__(self, model: PreTrainedModel, stage: DistillStage, other: PreTrainedModel | None) -> None:
@@ -60,7 +62,7 @@ class DistillTrainer:
         return self._base if self._stage.trainable == "full" else {}
 
     def parameters(self) -> dict[str, tuple[nn.Parameter, float]]:
-        """New parameters at ``learning_rate``, adapters or masters of the weights at ``base_learning_rate``."""
+        """New parameters at ``learning_rate``, adapters or weights at ``base_learning_rate``."""
         base = self._masters or self._base
         return {
             **{name: (parameter, self._stage.learning_rate) for name, parameter in self._new.items()},

@@ -1,4 +1,4 @@
-"""The training loop that every stage runs in: schedule, accumulation, clipping, checkpoints, interruption, metrics."""
+"""The training loop of every stage: schedule, accumulation, clipping, checkpoints, interruption, metrics."""
 
 import logging
 import math
@@ -29,7 +29,7 @@ class Trainer(Protocol):
         """What is trained, by name, with each parameter's peak learning rate."""
 
     def backward(self, batch: Tensor, share: float) -> dict[str, float]:
-        """Add the gradients of `share` times the batch's loss; return the losses by name, ``loss`` among them.
+        """Add the gradients of `share` times the batch's loss; return the losses by name, with ``loss``.
 
         Args:
             batch: token ids ``[B, N]`` on the training device.
@@ -196,7 +196,7 @@ def _one_step(run: Run, optimizer: torch.optim.Optimizer) -> None:
 
 
 def rate_factor(step: int, steps: int, warmup: float, schedule: str) -> float:
-    """Multiplier of the learning rate in step `step` (from 0) of `steps`: linear warm-up, then the schedule to zero."""
+    """Multiplier of the learning rate in step `step` (from 0): linear warm-up, then the schedule to zero."""
     rise = math.ceil(steps * warmup)
     if step < rise:
         return (step + 1) / rise
@@ -207,7 +207,7 @@ def rate_factor(step: int, steps: int, warmup: float, schedule: str) -> float:
 
 
 def _share_gradients(run: Run) -> None:
-    """Average the gradients over processes; few parameters are trained, so one exchange per step is enough."""
+    """Average the gradients over processes; few parameters are trained, so once per step is enough."""
     if run.accelerator.num_processes == 1:
         return
     for parameter in run.parameters.values():

@@ -76,20 +76,19 @@ class Bar:
         from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Rich
 
-        self._columns = (
+        self._rich = Rich(
             TextColumn("{task.description}"),
             BarColumn(),
             TextColumn("{task.completed:.0f}/{task.total:.0f} tokens"),
             TextColumn("{task.fields[rate]:.0f} tokens/s"),
             TimeRemainingColumn(),
             TextColumn("{task.fields[metrics]}"),
+            console=Console(stderr=True),
         )
-        self._make = lambda: Rich(*self._columns, console=Console(stderr=True))
 
     def start(self, label: str, total: int) -> None:
         """Show the bar."""
         self._begin, self._done = time.monotonic(), 0
-        self._rich = self._make()
         self._task = self._rich.add_task(label, total=total, rate=0.0, metrics="")
         self._rich.start()
 

@@ -3,9 +3,9 @@
 import glob
 import gzip
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from lineahead.errors import InputError
 from lineahead.recipes.schema import Dataset
@@ -38,17 +38,15 @@ def documents(path: Path) -> list[str]:
     Sections are at most 16,384 characters long, so that a shuffle mixes a large file well.
 
     Args:
-        path: ``.jsonl`` (with ``turns``, ``text``, ``prompt``, ``question`` or ``content``) or text, optionally ``.gz``.
+        path: ``.jsonl`` (with ``turns``, ``text``, ``prompt``, ``question`` or ``content``) or text,
+            optionally ``.gz``.
 
     Raises:
         InputError: when the file cannot be read or has no text.
     """
     suffixes = [suffix for suffix in path.suffixes if suffix != ".gz"]
     try:
-        opened = (
-            gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
-        )
-        with opened as file:
+        with _open(path) as file:
             if suffixes[-1:] in ([".jsonl"], [".ndjson"]):
                 found = [
                     json_text(line, f"{path}:{number}") for number, line in enumerate(file, 1) if line.strip()
@@ -63,6 +61,12 @@ def documents(path: Path) -> list[str]:
     if not found:
         raise InputError(f"{path}: no text in it", hint="Give a file with text.")
     return found
+
+
+def _open(path: Path) -> IO[str]:
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8")
+    return path.open(encoding="utf-8")
 
 
 def json_text(line: str, where: str) -> str:
@@ -113,7 +117,7 @@ def dataset_documents(dataset: Dataset, seed: int) -> Iterator[str]:
         ) from error
 
 
-def _sections(lines: Iterator[str]) -> Iterator[str]:
+def _sections(lines: Iterable[str]) -> Iterator[str]:
     held: list[str] = []
     size = 0
     for line in lines:

@@ -1,4 +1,4 @@
-"""Attention transfer: every layer learns its own softmax output, in one softmax forward pass, without the rest of the model."""
+"""Attention transfer: every layer learns its own softmax output, all in one softmax forward pass."""
 
 import math
 
@@ -13,8 +13,10 @@ from lineahead.plugins.augmented_attention.huggingface.attention import LayerCal
 class TransferTrainer:
     r"""Per layer: ``|linear(q, k, v) - softmax(q, k, v)|^2 / |softmax(q, k, v)|^2``, summed over layers.
 
-    The pass runs the teacher, so layers do not see each other's errors and each layer's gradient is taken and its graph
-    freed before the next layer runs: memory is one layer's. Dividing makes layers with small outputs count as much.
+    The pass runs the teacher, so layers do not see each other's errors and each layer's gradient is taken
+    and its graph
+    freed before the next layer runs: memory is one layer's. Dividing makes layers with small outputs count
+        as much.
 
     Source: Zhang et al., 2024 (LoLCATs), arXiv:2410.10254, section 3.1, eq. 7 (there without the division).
     """
@@ -41,7 +43,7 @@ class TransferTrainer:
             with torch.enable_grad():
                 error = (call.linear().float() - target).square().sum()
                 loss = error / target.square().sum().clamp(min=torch.finfo(torch.float32).tiny)
-                (loss * share).backward()  # type: ignore[no-untyped-call]
+                (loss * share).backward()
             losses.append(loss.detach())
 
         with torch.no_grad(), transfer(record):

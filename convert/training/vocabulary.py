@@ -28,12 +28,12 @@ def head_of(model: PreTrainedModel) -> Head:
     divide = getattr(config, "logits_scaling", None)
 
     def head(hidden: Tensor) -> Tensor:
-        logits = projection(hidden).float()
+        logits: Tensor = projection(hidden).float()
         if multiply is not None:
             logits = logits * multiply
         if divide is not None:
             logits = logits / divide
-        return cap * torch.tanh(logits / cap) if cap is not None else logits
+        return logits if cap is None else torch.tanh(logits / cap) * cap
 
     _check(model, head)
     return head
@@ -63,10 +63,11 @@ class Weights:
 
 
 def distillation_backward(
-    hidden: Tensor, head: Head, teacher_hidden: Tensor | None, teacher_head: Head, batch: Tensor, weights: Weights,
+    hidden: Tensor, head: Head, teacher_hidden: Tensor | None, teacher_head: Head, batch: Tensor, weights:
+        Weights,
     share: float,
 ) -> dict[str, float]:  # fmt: skip
-    """Add the gradients of ``share * (kl * T^2 * KL + ce * CE)``, averaged over predicted tokens, to whatever made `hidden`.
+    """Add the gradients of ``share * (kl * T^2 * KL + ce * CE)``, a mean over tokens, to what made `hidden`.
 
     Args:
         hidden: the student's ``[B, N, E]``, with a graph.
@@ -99,10 +100,10 @@ def distillation_backward(
             given = (logits / weights.temperature).log_softmax(-1)
             kl = functional.kl_div(given, wanted, reduction="sum", log_target=True)
         loss = weights.kl * weights.temperature**2 * kl + weights.ce * ce
-        (loss * (share / count)).backward()  # type: ignore[no-untyped-call]
+        (loss * (share / count)).backward()
         sums += torch.stack([kl.detach(), ce.detach()])
     assert leaf.grad is not None
-    rows.backward(leaf.grad)  # type: ignore[no-untyped-call]
+    rows.backward(leaf.grad)
     kl_mean, ce_mean = (sums / count).tolist()
     loss_mean = weights.kl * weights.temperature**2 * kl_mean + weights.ce * ce_mean
     return {"loss": loss_mean, **({"kl": kl_mean} if against is not None else {}), "ce": ce_mean}

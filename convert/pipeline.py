@@ -1,0 +1,153 @@
+"""The stages of a conversion as library calls: convert, fine-tune, draft. The command line calls these."""
+
+import logging
+import math
+from pathlib import Path
+from typing import Any, cast
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from lineahead.convert import finetune as finetuning
+from lineahead.convert.checkpoint import save_artifact
+from lineahead.convert.drafts.train import train_draft
+from lineahead.convert.finetune import Options
+from lineahead.convert.replace import linearize
+from lineahead.convert.source import load_source
+from lineahead.convert.training.weights import new_parameters
+from lineahead.plugins.augmented_attention import feature_maps
+from lineahead.plugins.augmented_attention.huggingface.layers import LinearLayer
+from lineahead.plugins.augmented_attention.module import AugmentedAttention
+from lineahead.plugins.augmented_attention.schema import AttentionSettings, preset, state_shapes
+from lineahead.recipes.manifest import Base, Manifest, Model
+from lineahead.recipes.schema import Method, Recipe
+
+__all__ = ["Options", "convert_checkpoint", "finetune", "method_settings", "train_draft"]
+logger = logging.getLogger(__name__)
+_POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length")
+_FLOAT_BYTES = 4
+
+
+def convert_checkpoint(
+    source: str | Path,
+    output: Path,
+    recipe: Recipe,
+    *,
+    revision: str | None = None,
+    cache_dir: Path | None = None,
+    token: str | None = None,
+    trust_remote_code: bool = False,
+    tokenizer: str | Path | None = None,
+) -> Manifest:
+    """Replace a checkpoint's attention by the recipe's operator, untrained, and write an artifact folder.
+
+    Args:
+        source: a folder, a ``.gguf`` file, ``package:NAME`` or a Hub id.
+        output: the artifact folder; an artifact that is there is replaced.
+        recipe: its method and layers are used.
+        revision: branch, tag or commit on the Hub.
+        cache_dir: of the Hub.
+        token: for private models.
+        trust_remote_code: whether to run Python code that comes with the model.
+        tokenizer: another tokenizer's reference.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        SettingsError: when the method is impossible; before anything is loaded.
+        LineaheadError: as ``load_source``, ``linearize`` and ``save_artifact`` say.
+    """
+    settings = method_settings(recipe.method)
+    loaded = load_source(
+        source,
+        revision=revision,
+        cache_dir=cache_dir,
+        token=token,
+        trust_remote_code=trust_remote_code,
+        tokenizer=tokenizer,
+    )
+    wanted = None if recipe.layers == "all" else recipe.layers
+    layers = linearize(loaded.model, settings, layers=wanted)
+    manifest = _manifest(loaded.model, layers, settings, loaded.provenance, recipe)
+    save_artifact(loaded.model, loaded.tokenizer, output, layers=layers, manifest=manifest)
+    return manifest
+
+
+def finetune(
+    artifact: Path, recipe: Recipe, options: Options | None = None, *, teacher: str | Path | None = None
+) -> Manifest:
+    """Run the recipe's training stages on an artifact; see :func:`lineahead.convert.finetune.finetune`.
+
+    Args:
+        artifact: the artifact folder.
+        recipe: with at least one stage.
+        options: device, resumption, progress.
+        teacher: the original checkpoint; where the manifest says when None. It is loaded only when the
+            artifact's own
+            pretrained weights have been trained.
+    """
+    return finetuning.finetune(
+        artifact, recipe, options, load_teacher=lambda manifest: load_teacher(manifest, teacher)
+    )
+
+
+def method_settings(method: Method) -> AttentionSettings:
+    """The operator's settings that a recipe asks for.
+
+    Raises:
+        SettingsError: naming the setting at fault.
+    """
+    settings = preset(method.preset, **method.changes())
+    if settings.has_state:
+        feature_maps.get(settings.feature_map)
+    return settings
+
+
+def load_teacher(manifest: Manifest, reference: str | Path | None = None) -> PreTrainedModel:
+    """The original softmax model of an artifact.
+
+    Args:
+        manifest: the artifact's.
+        reference: where to load it from; where the manifest says when None.
+    """
+    base = manifest.base
+    given = reference is not None
+    return load_source(
+        base.reference if reference is None else reference,
+        revision=None if given else base.revision,
+        trust_remote_code=base.trust_remote_code,
+    ).model
+
+
+def _manifest(
+    model: PreTrainedModel,
+    layers: list[LinearLayer],
+    settings: AttentionSettings,
+    base: Base,
+    recipe: Recipe,
+) -> Manifest:
+    config: Any = model.config.get_text_config(decoder=True)
+    limits = [getattr(config, name) for name in _POSITIONS if getattr(config, name, None)]
+    new = sum(parameter.numel() for parameter in new_parameters(model).values())
+    return Manifest(
+        base=base,
+        recipe=recipe.model_dump(mode="json"),
+        model=Model(
+            vocab_size=config.vocab_size,
+            hidden_size=cast(nn.Embedding, model.get_input_embeddings()).embedding_dim,
+            max_position=limits[0] if limits else None,
+            layers=config.num_hidden_layers,
+            linear_layers=tuple(layer.index for layer in layers),
+            settings=settings.as_dict(),
+            parameters=sum(parameter.numel() for parameter in model.parameters()),
+            new_parameters=new,
+            state_bytes=sum(_state_bytes(layer) for layer in layers),
+        ),
+    )
+
+
+def _state_bytes(layer: LinearLayer) -> int:
+    features = AugmentedAttention(layer.settings, layer.shape).features
+    shapes = state_shapes(layer.settings, layer.shape, features, 1)
+    return _FLOAT_BYTES * sum(math.prod(shape) for shape in shapes.values())
