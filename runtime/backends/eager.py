@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lineahead.errors import ArtifactError, BackendError
+from lineahead.errors import ArtifactError, BackendError, CheckpointError, LineaheadError
 from lineahead.plugins.step_graph import LENGTH_IN
 from lineahead.runtime.artifact import Artifact
 from lineahead.runtime.session import Ints, Session, SessionInfo, StepInput, StepOutput, check
@@ -47,6 +47,7 @@ class EagerSession(Session):
             )
         try:
             import torch
+            from safetensors import SafetensorError
 
             from lineahead.plugins.augmented_attention.huggingface.modeling import (
                 LineaheadForCausalLM,
@@ -60,9 +61,18 @@ class EagerSession(Session):
             ) from error
         if threads:
             torch.set_num_threads(threads)
-        loaded = LineaheadForCausalLM.from_pretrained(
-            artifact.folder, dtype=getattr(torch, DTYPES[precision])
-        )
+        try:
+            loaded = LineaheadForCausalLM.from_pretrained(
+                artifact.folder, dtype=getattr(torch, DTYPES[precision])
+            )
+        except LineaheadError:
+            raise
+        except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+            line = str(error).strip().splitlines()[0]
+            raise CheckpointError(
+                f"{artifact.folder / 'model.safetensors'}: cannot load: {line}",
+                hint="Copy the file again, or convert the checkpoint again.",
+            ) from error
         model = StepModel(loaded.to(device), layers_of(loaded.config))
         return cls(
             model,
