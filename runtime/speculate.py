@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from lineahead.errors import InputError
 from lineahead.runtime.acceptance import Acceptance, Accepted, lossless
 from lineahead.runtime.drafters.base import Drafter, DraftRow
 from lineahead.runtime.drafters.nothing import NoDrafter
@@ -54,23 +55,37 @@ class Decoder:
         acceptance: Acceptance = lossless,
         governor: Governor | None = None,
         chunk: int = CHUNK,
+        rows: Sequence[Row] = (),
     ) -> None:
         """Take over `session`.
 
         Args:
-            session: its rows are replaced.
+            session: emptied, unless `rows` are given.
             drafter: what proposes; None for plain decoding.
             acceptance: what decides; anything but the default may change the output's distribution.
             governor: chooses how many nodes to propose; None proposes all that the drafter offers.
             chunk: prompt tokens per call.
+            rows: sequences whose first `fed` tokens the session holds already, committed (a loaded or forked
+                state); each has more tokens than that.
+
+        Raises:
+            InputError: when they are not what the session holds.
         """
         self.session, self.drafter = session, drafter or NoDrafter()
-        self.rows: list[Row] = []
+        self.rows: list[Row] = list(rows)
         self.statistics = Statistics()
         self._accept, self._governor, self._chunk = acceptance, governor, chunk
         self._width = 0
         self._begun = time.perf_counter()
-        session.reset(0)
+        if not rows:
+            session.reset(0)
+        elif session.length.tolist() != [row.fed for row in rows] or any(
+            row.fed >= len(row.tokens) for row in rows
+        ):
+            raise InputError(
+                f"the session holds {session.length.tolist()} tokens, not {[row.fed for row in rows]}",
+                hint="Flush the session before saving its state, and continue with at least one new token.",
+            )
 
     def admit(self, rows: Sequence[Row]) -> None:
         """Add sequences to the batch; they read their prompts in the next steps."""

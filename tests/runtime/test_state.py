@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from lineahead.errors import ArtifactError, StorageError
+from lineahead.errors import ArtifactError, InputError, StorageError
 from lineahead.runtime import state
 from lineahead.runtime.speculate import Decoder
 
@@ -82,10 +82,16 @@ def test_a_document_is_read_once_and_answered_from_later(toy, tmp_path):
     session.save_state(tmp_path / "document.state", tokens=[document])
 
     other = toy.Session()
-    decoder = Decoder(other)
     assert other.load_state(tmp_path / "document.state") == [document]
     other.fork([0, 0])
-    decoder.rows = [toy.row(i, document + q, fed=len(document)) for i, q in enumerate(questions)]
-    rows = list(decoder.rows)
-    list(decoder.run())
+    rows = [toy.row(i, document + q, fed=len(document)) for i, q in enumerate(questions)]
+    list(Decoder(other, rows=rows).run())
     assert {row.request: row.tokens for row in rows} == whole
+
+
+def test_rows_that_the_session_does_not_hold_are_refused(toy):
+    session = toy.Session()
+    session.reset(1)
+    for row in (toy.row(0, [1, 2, 3], fed=2), toy.row(0, [1, 2, 3], fed=3)):
+        with pytest.raises(InputError, match="the session holds"):
+            Decoder(session, rows=[row])
