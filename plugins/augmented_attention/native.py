@@ -55,6 +55,11 @@ class Status:
     compiler: str | None
     reason: str | None
 
+    def __str__(self) -> str:
+        if self.path is not None:
+            return f"built: {self.path}"
+        return self.reason or f"compiled on first use by {self.compiler}"
+
 
 def resolve(implementation: Implementation | None = None) -> Path | None:
     """The library to register for `implementation`, or None to run the function body; says which in the log.

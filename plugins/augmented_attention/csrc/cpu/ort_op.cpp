@@ -302,11 +302,13 @@ extern "C" __attribute__((visibility("default"))) ort_abi::Status* RegisterCusto
   if (!api) return nullptr;  // older than 1.17: ONNX Runtime then reports the unknown operator
   return guarded(*api, [&] {
     static const ort_abi::CustomOp op = describe();
-    static ort_abi::CustomOpDomain* domain = nullptr;  // referenced by every session, for as long as the library is loaded
-    if (!domain) {
-      check(*api, api->call<ort_abi::Status*>(ort_abi::kCreateCustomOpDomain, "lineahead", &domain));
-      check(*api, api->call<ort_abi::Status*>(ort_abi::kCustomOpDomain_Add, domain, &op));
-    }
+    // Sessions keep a pointer to it, for as long as the library is loaded.
+    static ort_abi::CustomOpDomain* const domain = [api] {
+      ort_abi::CustomOpDomain* made = nullptr;
+      check(*api, api->call<ort_abi::Status*>(ort_abi::kCreateCustomOpDomain, "lineahead", &made));
+      check(*api, api->call<ort_abi::Status*>(ort_abi::kCustomOpDomain_Add, made, &op));
+      return made;
+    }();
     check(*api, api->call<ort_abi::Status*>(ort_abi::kAddCustomOpDomain, options, domain));
   });
 }
