@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lineahead.convert import finetune as finetuning
+from lineahead.convert.adapter import apply_adapter, read_adapter
 from lineahead.convert.checkpoint import save_artifact
 from lineahead.convert.drafts.train import train_draft
 from lineahead.convert.finetune import Options
@@ -38,6 +39,7 @@ def convert_checkpoint(
     token: str | None = None,
     trust_remote_code: bool = False,
     tokenizer: str | Path | None = None,
+    adapter: Path | None = None,
 ) -> Manifest:
     """Replace a checkpoint's attention by the recipe's operator, untrained, and write an artifact folder.
 
@@ -50,6 +52,7 @@ def convert_checkpoint(
         token: for private models.
         trust_remote_code: whether to run Python code that comes with the model.
         tokenizer: another tokenizer's reference.
+        adapter: a trained conversion's file; its layers and settings replace the recipe's.
 
     Returns:
         The manifest.
@@ -58,7 +61,8 @@ def convert_checkpoint(
         SettingsError: when the method is impossible; before anything is loaded.
         LineaheadError: as ``load_source``, ``linearize`` and ``save_artifact`` say.
     """
-    settings = method_settings(recipe.method)
+    trained = None if adapter is None else read_adapter(adapter)
+    settings = method_settings(recipe.method) if trained is None else trained.layers[0].settings
     loaded = load_source(
         source,
         revision=revision,
@@ -68,8 +72,13 @@ def convert_checkpoint(
         tokenizer=tokenizer,
     )
     wanted = None if recipe.layers == "all" else recipe.layers
+    if trained is not None:
+        wanted = tuple(layer.index for layer in trained.layers)
     layers = linearize(loaded.model, settings, layers=wanted)
     manifest = _manifest(loaded.model, layers, settings, loaded.provenance, recipe)
+    if trained is not None:
+        apply_adapter(loaded.model, trained)
+        manifest = manifest.model_copy(update={"training": trained.training, "base_weights": "trained"})
     save_artifact(loaded.model, loaded.tokenizer, output, layers=layers, manifest=manifest)
     return manifest
 
