@@ -307,7 +307,7 @@ def rows_that_hold_nothing(forms, name):
 
 
 def autocast_changes_nothing(forms, name):
-    """Trainers wrap models in autocast, which would round the sums over tokens to 16 bits with the products."""
+    """Trainers wrap models in autocast, which would round the sums over tokens to 16 bits as well."""
     case = Case(forms, forms.settings(name), tokens=29, batch=1, dtype=torch.float32)
     want, got = Decoder(case), Decoder(case)
     outputs = case.parallel(), want.chain([25, 3, 1])
