@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from lineahead.plugins.augmented_attention.huggingface.attention import teacher 
 from lineahead.recipes.files import sha256
 from lineahead.recipes.manifest import Evaluation
 
+CHARACTERS = 16  # per token, at most: how much of a file is read
 logger = logging.getLogger(__name__)
 
 
@@ -45,8 +47,7 @@ def evaluate(
         tokenizer: its tokenizer.
         files: text files.
         teacher: the softmax model; the student's own softmax mode when None, which is right while its
-            pretrained weights
-            are unchanged.
+            pretrained weights are unchanged.
         context: window lengths.
         tokens: tokens read per file.
         stride: between windows; the context when None.
@@ -61,18 +62,16 @@ def evaluate(
     progress = progress or Silent()
     found = []
     for path in files:
-        ids = _read(path, tokenizer, tokens)
+        text = _read(path, tokenizer, tokens)
         for length in context:
-            _check_length(student, path, len(ids), length, stride)
+            _check_length(student, path, len(text.ids), length, stride)
             nats: dict[str, float] = {}
             counted = size = 0
             for name, model in (("teacher", teacher or student), ("student", student)):
                 mode: AbstractContextManager[None] = softmax_mode() if name == "teacher" else nullcontext()
-                progress.start(f"{path.name} {name}", len(ids))
+                progress.start(f"{path.name} {name}", len(text.ids))
                 with mode:
-                    nats[name], counted, size = _score(
-                        model, tokenizer, ids, length, stride or length, progress
-                    )
+                    nats[name], counted, size = _score(model, text, length, stride or length, progress)
                 progress.finish()
             found.append(
                 Evaluation(
@@ -88,10 +87,28 @@ def evaluate(
     return found
 
 
-def _read(path: Path, tokenizer: Any, tokens: int) -> Tensor:
-    text = ("\n\n" if ".jsonl" in path.suffixes else "").join(documents(path))
-    ids = tokenizer(text[: tokens * 16], add_special_tokens=False, verbose=False)["input_ids"][:tokens]
-    return torch.tensor(ids, dtype=torch.long)
+@dataclass(frozen=True, kw_only=True)
+class _Text:
+    """Token ids ``[N]`` and, for each, how many bytes of the file come before its end."""
+
+    ids: Tensor
+    ends: list[int]
+
+
+def _read(path: Path, tokenizer: Any, tokens: int) -> _Text:
+    text = ("\n\n" if ".jsonl" in path.suffixes else "").join(documents(path))[: tokens * CHARACTERS]
+    if not getattr(tokenizer, "is_fast", False):
+        raise InputError(
+            f"{type(tokenizer).__name__} cannot say which bytes a token covers",
+            hint="Add the model's tokenizer.json.",
+        )
+    found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    ends, done, size = [], 0, 0
+    for _, end in found["offset_mapping"][:tokens]:
+        size += len(text[done : max(done, end)].encode())
+        done = max(done, end)
+        ends.append(size)
+    return _Text(ids=torch.tensor(found["input_ids"][:tokens], dtype=torch.long), ends=ends)
 
 
 def _check_length(model: PreTrainedModel, path: Path, count: int, context: int, stride: int | None) -> None:
@@ -122,13 +139,13 @@ def _windows(count: int, context: int, stride: int) -> Iterator[tuple[int, int]]
 
 @torch.no_grad()
 def _score(
-    model: PreTrainedModel, tokenizer: Any, ids: Tensor, context: int, stride: int, progress: Progress
+    model: PreTrainedModel, text: _Text, context: int, stride: int, progress: Progress
 ) -> tuple[float, int, int]:
     """Sum of nats, scored tokens, and their bytes."""
     total, counted, size = 0.0, 0, 0
     head = _head(model)
-    for begin, first in _windows(len(ids), context, stride):
-        window = ids[begin : begin + context].to(model.device)
+    for begin, first in _windows(len(text.ids), context, stride):
+        window = text.ids[begin : begin + context].to(model.device)
         scored = window[first - begin :]
         if head is None:
             logits = model(input_ids=window[None], use_cache=False).logits[0, first - begin - 1 : -1].float()
@@ -137,7 +154,7 @@ def _score(
             hidden = model.base_model(input_ids=window[None], use_cache=False).last_hidden_state[0]
             total += _nats(head, hidden[first - begin - 1 : -1], scored)
         counted += len(scored)
-        size += len(tokenizer.decode(scored, clean_up_tokenization_spaces=False).encode())
+        size += text.ends[begin + context - 1] - text.ends[first - 1]
         progress.advance(stride, {"perplexity": math.exp(min(total / counted, 700))})
     return total, counted, size
 

@@ -66,12 +66,17 @@ def finetune(
         The new manifest.
 
     Raises:
-        RecipeError: when there is nothing to do.
+        RecipeError: when there is nothing to do, or no text to do it with.
         TrainingError: when training fails, is interrupted (progress is saved), or cannot resume.
     """
     options = options or Options()
     if not recipe.stages:
         raise RecipeError(f"recipe {recipe.name!r} has no stages", hint="Add stages, or skip fine-tuning.")
+    if recipe.data.source is None:
+        raise RecipeError(
+            f"recipe {recipe.name!r} names no training text",
+            hint="Give data.files=[...], data.dataset, or data.samples={} for the teacher's own text.",
+        )
     read_manifest(artifact)
     accelerator = Accelerator(cpu=options.device == "cpu")
     main = accelerator.is_main_process

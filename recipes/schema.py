@@ -89,7 +89,9 @@ class Dataset(Part):
 
 
 class Data(Part):
-    """Where the training text comes from: files, a dataset, or the teacher itself. Exactly one of them.
+    """Where the training text comes from: files, a dataset, or the teacher itself. At most one of them.
+
+    A recipe may leave it open; then fine-tuning asks for it.
 
     Attributes:
         files: paths or glob patterns of ``.txt``, ``.jsonl`` and their ``.gz`` forms, relative to the
@@ -256,7 +258,7 @@ class Export(Part):
     """
 
     precisions: tuple[Precision, ...] = ("fp32", "int8", "int4")
-    opset: Annotated[int, Field(ge=21, le=25)] = 21
+    opset: Annotated[int, Field(ge=21, le=25)] = 23
 
 
 class Eval(Part):
@@ -306,9 +308,7 @@ class Recipe(Part):
     eval: Eval = Eval()
 
     @model_validator(mode="after")
-    def _stages_have_data(self) -> "Recipe":
-        if self.stages and self.data.source is None:
-            raise ValueError("stages need data: give data.files, data.dataset or data.samples")
+    def _layers_differ(self) -> "Recipe":
         if self.layers != "all" and len(set(self.layers)) != len(self.layers):
             raise ValueError("layers names a layer twice")
         return self

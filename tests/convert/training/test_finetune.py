@@ -1,0 +1,225 @@
+"""Stages: what they train, what they leave alone, that losses fall, that a killed run is the same run."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from lineahead.convert.checkpoint import load_model
+from lineahead.convert.pipeline import Options, finetune
+from lineahead.convert.training.progress import Silent
+from lineahead.convert.training.workspace import workspace_of
+from lineahead.errors import RecipeError, TrainingError
+from lineahead.plugins.augmented_attention.huggingface.attention import teacher
+from lineahead.recipes.manifest import read_manifest
+
+TRANSFER = {"kind": "transfer", "steps": 12}
+LORA = {"kind": "distill", "steps": 12, "learning_rate": 3e-3, "base_learning_rate": 3e-3}
+
+
+class Killed(BaseException):
+    """Not caught by anything, like a kill."""
+
+
+def options(**changes):
+    return Options(**{"device": "cpu", "progress": Silent(), **changes})
+
+
+def losses(artifact):
+    path = artifact / "training_metrics.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def kill_at(number):
+    calls = []
+
+    def on_step(step):
+        calls.append(step)
+        if len(calls) == number:
+            raise Killed
+
+    return on_step
+
+
+def changed(before, after):
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def test_transfer_trains_only_what_is_new(artifact, recipe, weights):
+    before = weights(artifact)
+    manifest = finetune(artifact, recipe(TRANSFER), options())
+    moved = changed(before, weights(artifact))
+    assert moved
+    assert all(".lineahead." in name for name in moved)
+    assert manifest.base_weights == "original"
+    rows = losses(artifact)
+    assert rows[-1]["loss"] < 0.95 * rows[0]["loss"]
+    (record,) = manifest.training
+    assert record.tokens == 12 * 2 * 32
+    assert record.losses["loss"] == pytest.approx(rows[-1]["loss"])
+    assert not list(workspace_of(artifact).glob("checkpoint"))
+
+
+def test_adapters_are_merged_and_the_teacher_stays_the_original(artifact, recipe, weights):
+    before = weights(artifact)
+    stage = {**LORA, "lora": {"r": 4, "targets": ["q_proj", "down_proj"]}}
+    manifest = finetune(artifact, recipe(stage), options())
+    moved = {name.split(".")[-2] for name in changed(before, weights(artifact)) if ".lineahead." not in name}
+    assert moved == {"q_proj", "down_proj"}
+    assert manifest.base_weights == "trained"
+    rows = losses(artifact)
+    assert rows[-1]["kl"] < rows[0]["kl"]
+
+
+def test_merged_weights_are_what_was_trained(artifact, recipe):
+    stage = {**LORA, "steps": 6, "learning_rate": 1e-9, "warmup": 0.0, "schedule": "constant"}
+    finetune(artifact, recipe(stage), options())
+    after = losses(artifact)
+    again = recipe({**stage, "steps": 1, "base_learning_rate": 1e-9, "trainable": "new"})
+    finetune(artifact, again, options())
+    assert losses(artifact)[0]["ce"] == pytest.approx(after[0]["ce"], rel=0.2)
+    assert losses(artifact)[0]["kl"] < after[0]["kl"]
+
+
+def test_full_training_moves_the_weights(artifact, recipe, weights):
+    before = weights(artifact)
+    stage = {**LORA, "trainable": "full", "ce": 0.5, "base_learning_rate": 1e-3}
+    finetune(artifact, recipe(stage), options())
+    assert any("embed_tokens" in name for name in changed(before, weights(artifact)))
+    rows = losses(artifact)
+    assert rows[-1]["loss"] < rows[0]["loss"]
+
+
+@pytest.mark.parametrize("first", [3, 7, 12, 15, 24])
+def test_a_killed_run_gives_the_same_losses_and_weights(artifact, recipe, weights, tmp_path, first):
+    recipe_ = recipe(TRANSFER, {**LORA, "lora": {"r": 2, "dropout": 0.1}}, checkpoint_seconds=1e-9)
+    copy = tmp_path / "copy"
+    subprocess.run(["cp", "-r", str(artifact), str(copy)], check=True)
+    finetune(copy, recipe_, options())
+    with pytest.raises(Killed):
+        finetune(artifact, recipe_, options(on_step=kill_at(first)))
+    with pytest.raises(TrainingError, match="unfinished"):
+        finetune(artifact, recipe_, options())
+    finetune(artifact, recipe_, options(resume=True))
+    for one, other in zip(losses(copy), losses(artifact), strict=True):
+        for name in ("stage", "step", "loss", "grad_norm"):
+            assert one[name] == other[name]
+    assert not changed(weights(copy), weights(artifact))
+    assert len(read_manifest(artifact).training) == 2
+
+
+SCRIPT = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from lineahead.convert.pipeline import Options, finetune
+from lineahead.errors import TrainingError
+from lineahead.recipes.load import load_recipe
+torch.set_num_threads(1)
+artifact, recipe, number, at = Path(sys.argv[1]), load_recipe(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+def on_step(step):
+    if step == at:
+        os.kill(os.getpid(), number)
+try:
+    finetune(artifact, recipe, Options(device="cpu", on_step=on_step))
+except TrainingError as error:
+    print(error, file=sys.stderr)
+    sys.exit(10)
+"""
+
+
+def run_script(tmp_path, artifact, recipe, number, at):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe.model_dump_json(), encoding="utf-8")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", SCRIPT, str(artifact), str(path), str(int(number)), str(at)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
+
+
+def test_kill_minus_nine_then_resume(artifact, recipe, tmp_path):
+    recipe_ = recipe({**TRANSFER, "steps": 8}, checkpoint_seconds=1e-9)
+    done = run_script(tmp_path, artifact, recipe_, signal.SIGKILL, 5)
+    assert done.returncode == -signal.SIGKILL
+    finetune(artifact, recipe_, options(resume=True))
+    rows = losses(artifact)
+    assert [row["step"] for row in rows] == list(range(1, 9))
+
+
+def test_interruption_saves_and_says_so_in_one_line(artifact, recipe, tmp_path):
+    recipe_ = recipe({**TRANSFER, "steps": 8})
+    done = run_script(tmp_path, artifact, recipe_, signal.SIGINT, 5)
+    assert done.returncode == 10, done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert "interrupted at step" in last
+    assert "progress is saved" in last
+    state = json.loads((workspace_of(artifact) / "checkpoint" / "state.json").read_text(encoding="utf-8"))
+    assert state["step"] >= 5
+    finetune(artifact, recipe_, options(resume=True))
+    assert len(losses(artifact)) == 8
+
+
+def test_resume_needs_the_same_recipe(artifact, recipe):
+    with pytest.raises(Killed):
+        finetune(artifact, recipe(TRANSFER), options(on_step=kill_at(2)))
+    with pytest.raises(TrainingError, match="another recipe"):
+        finetune(artifact, recipe({**TRANSFER, "learning_rate": 1e-3}), options(resume=True))
+
+
+def test_a_damaged_checkpoint_is_refused(artifact, recipe):
+    recipe_ = recipe(TRANSFER, checkpoint_seconds=1e-9)
+    with pytest.raises(Killed):
+        finetune(artifact, recipe_, options(on_step=kill_at(4)))
+    tensors = workspace_of(artifact) / "checkpoint" / "tensors.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:100])
+    with pytest.raises(TrainingError, match="damaged checkpoint"):
+        finetune(artifact, recipe_, options(resume=True))
+
+
+def test_a_loss_that_is_not_finite_names_stage_step_and_layer(artifact, recipe):
+    stage = {**TRANSFER, "learning_rate": 1e30, "warmup": 0.0, "max_grad_norm": 0.0}
+    with pytest.raises(TrainingError, match=r"stage 0 transfer, step \d+, layer model\.layers\.\d") as caught:
+        finetune(artifact, recipe(stage), options())
+    assert caught.value.hint
+
+
+def test_nothing_to_do_or_nothing_to_do_it_with(artifact, recipe):
+    with pytest.raises(RecipeError, match="no stages"):
+        finetune(artifact, recipe(), options())
+    with pytest.raises(RecipeError, match="no training text") as caught:
+        finetune(artifact, recipe(TRANSFER, data={}), options())
+    assert "data.files" in caught.value.hint
+    assert not workspace_of(artifact).exists()
+
+
+def test_accumulated_batches_equal_a_large_one(artifact, recipe, weights, tmp_path):
+    copy = tmp_path / "copy"
+    subprocess.run(["cp", "-r", str(artifact), str(copy)], check=True)
+    common = {**LORA, "steps": 3, "trainable": "new"}
+    finetune(artifact, recipe({**common, "batch_size": 4}), options())
+    finetune(copy, recipe({**common, "batch_size": 2, "grad_accumulation": 2}), options())
+    for name, value in weights(artifact).items():
+        assert torch.allclose(value, weights(copy)[name], atol=2e-5), name
+
+
+def test_the_teacher_writes_its_own_text(artifact, recipe):
+    data = {"samples": {"tokens": 256, "sequence_length": 32, "batch_size": 4}}
+    first = finetune(artifact, recipe({**TRANSFER, "steps": 2}, data=data), options())
+    second = finetune(artifact, recipe({**TRANSFER, "steps": 2}, data=data), options())
+    assert first.training[-1].data_hash == second.training[-1].data_hash
+    assert "samples" in first.training[-1].data
+
+
+def test_a_second_run_after_merging_loads_the_teacher_again(artifact, recipe, source):
+    finetune(artifact, recipe(LORA), options())
+    model = load_model(artifact)
+    ids = torch.arange(2, 22)[None]
+    with torch.no_grad(), teacher():
+        moved = model(input_ids=ids, use_cache=False).logits
+    original = type(model).softmax_class.from_pretrained(source)
+    assert not torch.allclose(moved, original(input_ids=ids).logits, atol=1e-3)
+    manifest = finetune(artifact, recipe({**LORA, "steps": 2}), options())
+    assert len(manifest.training) == 2
