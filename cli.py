@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -16,9 +17,9 @@ import click
 
 from lineahead.errors import InputError
 from lineahead.runtime.console import (
-    DEVICES,
-    DRAFTERS,
-    PRECISIONS,
+    DEVICE,
+    DRAFTER,
+    PRECISION,
     ErrorGroup,
     artifact_argument,
     backend_options,
@@ -41,6 +42,9 @@ def main(verbose: int, quiet: bool) -> None:
     """Linearize, fine-tune, export and run language models with exact speculative decoding."""
     level = logging.ERROR if quiet else [logging.WARNING, logging.INFO, logging.DEBUG][min(verbose, 2)]
     logging.basicConfig(level=level, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    if not verbose:  # other libraries' remarks about their own internals
+        warnings.simplefilter("ignore")
+        os.environ.setdefault("TORCH_LOGS", "-onnx")
     if quiet or not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "info" if verbose > 1 else "error")
@@ -83,7 +87,7 @@ def _recipe(reference: str | None, overrides: Sequence[str], artifact: Path | No
 @artifact_argument
 @recipe_options(None)
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
-@click.option("--device", type=click.Choice(DEVICES), help="Where to train [default: the GPU, if any].")
+@click.option("--device", type=DEVICE, help="Where to train [default: the GPU, if any].")
 @json_option
 def finetune(
     artifact: Path,
@@ -107,7 +111,7 @@ def finetune(
 @click.option("--context", "contexts", multiple=True, type=int, help="Window length (may be repeated).")
 @click.option("--tokens", type=int, help="Tokens read per file.")
 @click.option("--stride", type=int, help="Between windows [default: the context].")
-@click.option("--device", type=click.Choice(DEVICES), default="cpu", help="Where to evaluate.")
+@click.option("--device", type=DEVICE, default="cpu", help="Where to evaluate.")
 @json_option
 def evaluate(
     artifact: Path,
@@ -201,7 +205,7 @@ def architectures(names: tuple[str, ...], output: Path | None, workers: int, as_
 @main.command()
 @artifact_argument
 @recipe_options(None)
-@click.option("--device", type=click.Choice(DEVICES), help="Where to train [default: the GPU, if any].")
+@click.option("--device", type=DEVICE, help="Where to train [default: the GPU, if any].")
 @json_option
 def draft(
     artifact: Path, recipe: str | None, overrides: Sequence[str], device: str | None, as_json: bool
@@ -213,12 +217,33 @@ def draft(
     show([one.model_dump(mode="json") for one in manifest.drafts], as_json)
 
 
+@main.group()
+def export() -> None:
+    """Write graphs of an artifact."""
+
+
+@export.command()
+@artifact_argument
+@click.option("--precision", "precisions", multiple=True, type=PRECISION, help="[default: the recipe's].")
+@click.option("--opset", type=click.IntRange(21, 25), help="ONNX operator set [default: the recipe's].")
+@json_option
+def onnx(artifact: Path, precisions: tuple[str, ...], opset: int | None, as_json: bool) -> None:
+    """Step graph and draft graph of ARTIFACT, each kept only when it agrees with eager in a fresh process."""
+    from lineahead.convert.onnx.export import export_onnx
+
+    wanted = _recipe(None, (), artifact).export
+    found = export_onnx(
+        artifact, precisions=precisions or wanted.precisions, opset=opset or wanted.opset, progress=note
+    )
+    show([one.model_dump(mode="json") for one in found], as_json)
+
+
 @main.command()
 @artifact_argument
 @click.option("-p", "--prompt", help="The prompt; without it or --file, standard input is read.")
 @click.option("-f", "--file", type=click.File(encoding="utf-8"), help="File with the prompt.")
 @click.option("--chat/--raw", default=None, help="Use the chat template [default: when there is one].")
-@click.option("--speculate", type=click.Choice(DRAFTERS), default="none", help="What proposes tokens.")
+@click.option("--speculate", type=DRAFTER, default="none", help="What proposes tokens.")
 @click.option("--tree/--chain", default=True, help="Shape of the Medusa heads' proposals.")
 @click.option("--draft-length", default=8, help="Most tokens proposed per step.")
 @click.option("--governed", is_flag=True, help="Let measured costs choose the draft length.")
@@ -295,9 +320,7 @@ def _prompt(prompt: str | None, file: TextIO | None) -> str:
 @main.command()
 @artifact_argument
 @click.option("--context", "contexts", multiple=True, type=int, help="Context length (may be repeated).")
-@click.option(
-    "--precision", "precisions", multiple=True, type=click.Choice(PRECISIONS), help="Graph to measure."
-)
+@click.option("--precision", "precisions", multiple=True, type=PRECISION, help="Graph to measure.")
 @click.option("--threads", default=2, help="Threads of every program measured.")
 @click.option("--text", type=click.Path(path_type=Path), help="Text that fills the context.")
 @click.option(

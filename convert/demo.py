@@ -59,7 +59,7 @@ def prepare(
     """
     _convert(source, artifact, recipe, announce)
     fitted = fit(recipe, read_manifest(artifact).model.max_position)
-    for step in _steps(artifact, fitted, text):
+    for step in _steps(artifact, fitted, text, announce):
         if step.done():
             announce(f"{step.name}: done before")
             continue
@@ -97,7 +97,7 @@ def _convert(source: str, artifact: Path, recipe: Recipe, announce: Callable[[st
     convert_checkpoint(source, artifact, recipe)
 
 
-def _steps(artifact: Path, recipe: Recipe, text: Path | None) -> list[Step]:
+def _steps(artifact: Path, recipe: Recipe, text: Path | None, announce: Callable[[str], None]) -> list[Step]:
     own_text = artifact.with_name(artifact.name + ".text") / "teacher.txt"
     file = text or own_text
 
@@ -137,7 +137,7 @@ def _steps(artifact: Path, recipe: Recipe, text: Path | None) -> list[Step]:
         Step(
             name=f"export onnx: {', '.join(PRECISIONS)}",
             done=lambda: set(PRECISIONS) <= exported(),
-            run=lambda: export_onnx(artifact, precisions=PRECISIONS),
+            run=lambda: export_onnx(artifact, precisions=PRECISIONS, progress=announce),
         ),
     ]
 

@@ -14,11 +14,11 @@ import click
 from lineahead.errors import LineaheadError, StorageError
 
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
-PRECISIONS = ("fp32", "int8", "int4")
-BACKENDS = ("onnxruntime", "eager")
-DRAFTERS = ("none", "lookup", "medusa")
-DEVICES = ("cpu", "cuda")
-IMPLEMENTATIONS = ("auto", "native", "function")
+PRECISION = click.Choice(("fp32", "int8", "int4"))
+BACKEND = click.Choice(("onnxruntime", "eager"))
+DRAFTER = click.Choice(("none", "lookup", "medusa"))
+DEVICE = click.Choice(("cpu", "cuda"))
+IMPLEMENTATION = click.Choice(("auto", "native", "function"))
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -49,8 +49,9 @@ def _fail(ctx: click.Context, message: str, hint: str | None, code: int) -> None
 
 
 def note(message: str) -> None:
-    """Progress, for people."""
-    click.echo(message, err=True)
+    """Progress, for people; --quiet drops it."""
+    if not click.get_current_context().find_root().params.get("quiet"):
+        click.echo(message, err=True)
 
 
 def show(result: Mapping[str, Any] | Sequence[Mapping[str, Any]], as_json: bool) -> None:
@@ -82,19 +83,14 @@ def recipe_options(default: str | None) -> Callable[[Command], Command]:
 
 def backend_options(command: Command) -> Command:
     """Where and in which precision an artifact is decoded."""
-    operator = click.Choice(IMPLEMENTATIONS)
     for option in (
         click.option(
-            "--implementation", type=operator, help="Of the operator, on ONNX Runtime [default: auto]."
+            "--implementation", type=IMPLEMENTATION, help="Of the operator, on ONNX Runtime [default: auto]."
         ),
         click.option("--threads", default=0, help="Threads of the backend; 0 lets it choose."),
-        click.option(
-            "--device", "provider", type=click.Choice(DEVICES), default="cpu", help="Where to decode."
-        ),
-        click.option("--backend", type=click.Choice(BACKENDS), default="onnxruntime", help="What decodes."),
-        click.option(
-            "--precision", type=click.Choice(PRECISIONS), default="fp32", help="Weights' precision."
-        ),
+        click.option("--device", "provider", type=DEVICE, default="cpu", help="Where to decode."),
+        click.option("--backend", type=BACKEND, default="onnxruntime", help="What decodes."),
+        click.option("--precision", type=PRECISION, default="fp32", help="Weights' precision."),
     ):
         command = option(command)
     return command
