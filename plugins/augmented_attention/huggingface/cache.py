@@ -16,7 +16,7 @@ from lineahead.plugins.augmented_attention.schema import PARAMETERS, PENDING, ST
 from lineahead.plugins.augmented_attention.step import step
 
 CHUNK = 256  # nodes per step of a long prompt: bounds the T x T term and how far `crop` reaches back
-UNDO = 64  # calls that can be undone while recording
+UNDO = 256  # calls that can be undone while recording
 
 
 @dataclass(frozen=True, kw_only=True)
