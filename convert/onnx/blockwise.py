@@ -9,7 +9,14 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
-SHRINKS = (1.0, 0.96, 0.92, 0.88, 0.84, 0.8)  # of a block's range: clipping its extremes often lowers the total error
+SHRINKS = (
+    1.0,
+    0.96,
+    0.92,
+    0.88,
+    0.84,
+    0.8,
+)  # of a block's range: clipping its extremes often lowers the total error
 CHUNK_ROWS = 2048
 
 

@@ -12,7 +12,12 @@ def fuse_skip_norms(graph: ir.Graph) -> None:
             continue
         total, weight = node.inputs[0], node.inputs[1]
         addition = None if total is None else total.producer()
-        if addition is None or addition.op_type != "Add" or addition.domain or node.attributes.get_int("axis", -1) != -1:
+        if (
+            addition is None
+            or addition.op_type != "Add"
+            or addition.domain
+            or node.attributes.get_int("axis", -1) != -1
+        ):
             continue
         left, right = addition.inputs
         if left is None or right is None or left.shape is None or left.shape != right.shape:

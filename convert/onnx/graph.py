@@ -21,7 +21,7 @@ from lineahead.plugins.augmented_attention.schema import (
 IR_VERSION = 10
 OPSET = 23  # RMSNormalization and RotaryEmbedding exist from here on: half the nodes of 21
 EXTERNAL_BYTES = 64 * 2**20
-MIN_NAMED_BYTES = 4096
+MIN_SHARED_BYTES = 1024
 
 
 def trace(model: StepModel, *, opset: int = OPSET) -> ir.Model:
@@ -38,7 +38,7 @@ def trace(model: StepModel, *, opset: int = OPSET) -> ir.Model:
     inputs, outputs = step_graph.input_names(settings), step_graph.output_names(settings)
     with torch.no_grad():
         program = torch.onnx.export(
-            model, _samples(model), dynamo=True, opset_version=opset, verbose=False,
+            model.eval(), _samples(model), dynamo=True, opset_version=opset, verbose=False,
             input_names=inputs, output_names=outputs, dynamic_shapes=_axes(settings),
             custom_translation_table=operator.translation_table(),
         )  # fmt: skip
@@ -106,16 +106,30 @@ def _check(model: ir.Model, inputs: list[str], opset: int) -> None:
 
 
 def share_storage(graph: ir.Graph) -> None:
-    """Merge initialisers that are one tensor in memory (tied embeddings), so that they are written once."""
-    first: dict[tuple[object, ...], ir.Value] = {}
+    """Merge initialisers that are one tensor in memory (tied embeddings), so that they are written once.
+
+    A transposed view, which the exporter folds when the tensor is small, becomes a Transpose of the other again.
+    """
+    first: dict[int, ir.Value] = {}
     for name, value in list(graph.initializers.items()):
-        raw = getattr(value.const_value, "raw", None)
-        if not isinstance(raw, torch.Tensor) or not raw.numel():
+        if value.const_value is None or value.const_value.nbytes < MIN_SHARED_BYTES:
             continue
-        kept = first.setdefault((raw.data_ptr(), raw.shape, raw.stride(), raw.dtype), value)
-        if kept is not value:
+        array = value.const_value.numpy()
+        kept = first.setdefault(array.__array_interface__["data"][0], value)
+        assert kept.const_value is not None
+        other = kept.const_value.numpy()
+        if kept is value or array.dtype != other.dtype:
+            continue
+        if array.shape == other.shape and array.strides == other.strides:
             ir.convenience.replace_all_uses_with(value, kept)
-            graph.initializers.pop(name)
+        elif array.shape == other.T.shape and array.strides == other.T.strides:
+            transpose = ir.node("Transpose", [kept], {"perm": list(range(array.ndim))[::-1]})
+            graph.insert_before(graph[0], transpose)
+            transpose.outputs[0].dtype, transpose.outputs[0].shape = value.dtype, value.shape
+            ir.convenience.replace_all_uses_with(value, transpose.outputs[0])
+        else:
+            continue
+        graph.initializers.pop(name)
 
 
 def name_weights(graph: ir.Graph, model: torch.nn.Module) -> None:
@@ -123,7 +137,7 @@ def name_weights(graph: ir.Graph, model: torch.nn.Module) -> None:
     names = {parameter.data_ptr(): name for name, parameter in model.named_parameters()}
     for value in list(graph.initializers.values()):
         tensor = value.const_value
-        if value.name in names.values() or tensor is None or tensor.nbytes < MIN_NAMED_BYTES:
+        if value.name in names.values() or tensor is None or len(tensor.shape) != 2:
             continue
         array = tensor.numpy()
         name = names.get(array.__array_interface__["data"][0])

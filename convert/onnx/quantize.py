@@ -1,20 +1,28 @@
-"""A step graph with its weight matrices as blocks of 4- or 8-bit integers, for ONNX Runtime's MatMulNBits kernels."""
+"""A graph with its weight matrices as blocks of 4- or 8-bit integers, for ONNX Runtime's MatMulNBits kernels."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+from onnx_ir.passes import common
 
 from lineahead.convert.onnx.blockwise import Blocks, Floats, quantize_blocks
 from lineahead.convert.onnx.fusions import fuse_skip_norms
+from lineahead.convert.onnx.graph import save
+from lineahead.plugins import step_graph
+from lineahead.plugins.augmented_attention.schema import DOMAIN, OP_TYPE
 
 CONTRIB = "com.microsoft"
+BITS = {"int8": 8, "int4": 4}
 BLOCK = 32
 ACCURACY_LEVEL = 4  # int8 activations inside the kernel: the only level with a fast 4-bit one on x86
-Progress = Callable[[str, int, int], None]
+KEEP_BITS = 8  # of what 4 bits hurt most: see `_bits`
+RECORD = "lineahead.quantized"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +35,12 @@ class _Product:
     rows_first: bool
     bias: ir.Value | None
 
+    @property
+    def count(self) -> int:
+        """N."""
+        assert self.weight.const_value is not None
+        return int(self.weight.const_value.shape[0 if self.rows_first else 1])
+
     def rows(self) -> Floats:
         """The weight as ``[N, K]``."""
         tensor = self.weight.const_value
@@ -35,47 +49,94 @@ class _Product:
         return array if self.rows_first else array.T
 
 
-def quantize(model: ir.Model, *, bits: int, progress: Progress | None = None) -> None:
-    """Quantise every product by a constant matrix in place, and the embedding table.
+def quantize(model: ir.Model, *, bits: int) -> None:
+    """Quantise every product by a constant matrix in place, and the table of token embeddings.
 
     Products of one input (query, key and value; gate and up) become one product. A table that is also the LM head's
-    matrix is stored once.
+    matrix is stored once. What each group of integers stands for is recorded in the model's metadata.
 
     Args:
         model: a step or draft graph in float32; weights may be lazy.
-        bits: 4 or 8.
-        progress: called with ``("quantize", done, total)``.
+        bits: 4 or 8; under 4, the matrices named in :func:`_bits` get 8.
     """
     graph = model.graph
-    groups = _groups(graph)
     tables = {node.inputs[0]: node for node in graph if _is_table(node)}
     done: dict[ir.Value, tuple[Blocks, dict[str, ir.Value]]] = {}
-    for position, group in enumerate(groups):
-        blocks = quantize_blocks(np.concatenate([one.rows() for one in group]), bits=bits, block=BLOCK)
-        done[group[0].weight] = (blocks, _replace_products(graph, group, blocks))
-        if progress is not None:
-            progress("quantize", position + 1, len(groups) + len(tables))
+    record: dict[str, list[tuple[str, int]]] = {}
+    for group in _groups(graph):
+        chosen = KEEP_BITS if _keeps_bits(group) else bits
+        blocks = quantize_blocks(np.concatenate([one.rows() for one in group]), bits=chosen, block=BLOCK)
+        names = [(one.weight.name or "", one.count) for one in group]
+        parts = _replace_products(graph, group, blocks)
+        done[group[0].weight] = (blocks, parts)
+        record[parts["codes"].name or ""] = names
     for table, node in tables.items():
         assert table is not None
-        if table in done and done[table][0].codes.shape[0] == table.shape[0]:  # type: ignore[index]
-            blocks, parts = done[table]
-        else:
+        if table not in done:
             assert table.const_value is not None
-            blocks = quantize_blocks(table.const_value.numpy(), bits=bits, block=BLOCK)
-            parts = _store(graph, table.name or "table", blocks)
-        _replace_table(graph, node, blocks, parts)
+            blocks = quantize_blocks(table.const_value.numpy(), bits=KEEP_BITS, block=BLOCK)
+            done[table] = (blocks, _store(graph, table.name or "table", blocks))
+            record[done[table][1]["codes"].name or ""] = [(table.name or "", blocks.codes.shape[0])]
+        _replace_table(graph, node, *done[table])
     fuse_skip_norms(graph)
-    ir.passes.common.RemoveUnusedNodesPass()(model)
+    common.RemoveUnusedNodesPass()(model)
     model.opset_imports[CONTRIB] = 1
+    model.metadata_props[RECORD] = json.dumps(record)
 
 
-def quantize_file(source: Path, target: Path, *, bits: int, progress: Progress | None = None) -> None:
+def quantize_file(source: Path, target: Path, *, bits: int) -> None:
     """Read `source`, quantise it, write `target` (and ``<target>.data``); see :func:`quantize`."""
-    from lineahead.convert.onnx.graph import save
-
     model = ir.load(source)
-    quantize(model, bits=bits, progress=progress)
+    quantize(model, bits=bits)
     save(model, target)
+
+
+def stored_weights(model: ir.Model) -> Iterator[tuple[str, Floats]]:
+    """The float32 matrices ``[N, K]`` that a quantised graph stands for, by the name of the original initialiser.
+
+    Names that end in ``.T`` were stored transposed; here all are one row per output.
+    """
+    graph = model.graph
+    columns = {
+        node.inputs[1].name: node.attributes.get_int("K")
+        for node in graph
+        if node.op_type == "MatMulNBits" and node.inputs[1] is not None
+    }
+    for codes_name, parts in json.loads(model.metadata_props[RECORD]).items():
+        stem = codes_name.removesuffix(".codes")
+        codes, scales, zeros = (_array(graph, f"{stem}.{part}") for part in ("codes", "scales", "zeros"))
+        bits = codes.shape[-1] * 8 // BLOCK
+        width = columns.get(codes_name) or scales.shape[1] * BLOCK
+        blocks = Blocks(codes=codes, scales=scales, zeros=zeros, bits=bits, block=BLOCK, columns=width)
+        start, matrix = 0, blocks.dequantized()
+        for name, count in parts:
+            yield name, matrix[start : start + count]
+            start += count
+
+
+def _array(graph: ir.Graph, name: str) -> Any:
+    tensor = graph.initializers[name].const_value
+    assert tensor is not None
+    return tensor.numpy()
+
+
+def _keeps_bits(group: list[_Product]) -> bool:
+    """Whether a group is kept at 8 bits: the LM head, and what attention reads.
+
+    Measured on SmolLM2-135M-Instruct: see docs.
+    """
+    if group[0].lhs.name == step_graph.HIDDEN_STATES:
+        return True
+    pending = [value for one in group for value in one.node.outputs]
+    seen: set[ir.Node] = set()
+    while pending:
+        for node, _ in pending.pop().uses():
+            if (node.domain, node.op_type) == (DOMAIN, OP_TYPE):
+                return True
+            if node not in seen and _product(node) is None:
+                seen.add(node)
+                pending += node.outputs
+    return False
 
 
 def _groups(graph: ir.Graph) -> list[list[_Product]]:
@@ -115,16 +176,16 @@ def _product(node: ir.Node) -> _Product | None:
 
 
 def _is_table(node: ir.Node) -> bool:
-    table = node.inputs[0] if node.op_type == "Gather" and not node.domain else None
-    if table is None or not table.is_initializer() or table.const_value is None:
+    """Whether `node` looks token ids up in a constant table that blocks fit."""
+    if node.op_type != "Gather" or node.domain or node.attributes.get_int("axis", 0) != 0:
+        return False
+    table, ids = node.inputs[:2]
+    while ids is not None and (producer := ids.producer()) is not None:
+        ids = producer.inputs[0] if producer.op_type in ("Reshape", "Cast", "Identity") else None
+    if ids is None or ids.name != "input_ids" or table is None or table.const_value is None:
         return False
     shape = table.const_value.shape
-    return (
-        len(shape) == 2
-        and int(shape[1]) % BLOCK == 0
-        and table.const_value.dtype == ir.DataType.FLOAT
-        and node.attributes.get_int("axis", 0) == 0
-    )
+    return len(shape) == 2 and int(shape[1]) % BLOCK == 0 and table.const_value.dtype == ir.DataType.FLOAT
 
 
 def _initializer(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> ir.Value:
@@ -148,7 +209,13 @@ def _replace_products(graph: ir.Graph, group: list[_Product], blocks: Blocks) ->
     product = ir.node(
         "MatMulNBits",
         inputs,
-        {"K": blocks.columns, "N": rows, "bits": blocks.bits, "block_size": BLOCK, "accuracy_level": ACCURACY_LEVEL},
+        {
+            "K": blocks.columns,
+            "N": rows,
+            "bits": blocks.bits,
+            "block_size": BLOCK,
+            "accuracy_level": ACCURACY_LEVEL,
+        },
         domain=CONTRIB,
     )
     graph.insert_before(first.node, product)
@@ -167,7 +234,9 @@ def _replace_products(graph: ir.Graph, group: list[_Product], blocks: Blocks) ->
 
 def _replace_table(graph: ir.Graph, node: ir.Node, blocks: Blocks, parts: dict[str, ir.Value]) -> None:
     table, ids = node.inputs
-    flat = _initializer(graph, f"{parts['codes'].name}.flat_shape", np.array([blocks.codes.shape[0], -1], np.int64))
+    flat = _initializer(
+        graph, f"{parts['codes'].name}.flat_shape", np.array([blocks.codes.shape[0], -1], np.int64)
+    )
     codes = ir.node("Reshape", [parts["codes"], flat])
     gather = ir.node(
         "GatherBlockQuantized",

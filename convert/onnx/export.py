@@ -1,0 +1,176 @@
+"""Export of an artifact: the step graph in each precision and the draft graph, written only when they agree with eager."""
+
+import gc
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import onnx
+import torch
+
+from lineahead.convert.checkpoint import load_model
+from lineahead.convert.onnx.draft import export_draft
+from lineahead.convert.onnx.graph import OPSET, save, trace
+from lineahead.convert.onnx.parity import Parity, compare_in_subprocess
+from lineahead.convert.onnx.quantize import BITS, quantize_file
+from lineahead.errors import ExportError, LineaheadError, ParityError
+from lineahead.plugins.augmented_attention.huggingface.modeling import layers_of
+from lineahead.plugins.augmented_attention.huggingface.step_model import StepModel
+from lineahead.recipes.files import sha256, storage_error
+from lineahead.recipes.manifest import FILE, Export, read_manifest, write_manifest
+
+logger = logging.getLogger(__name__)
+
+PRECISIONS = ("fp32", "int8", "int4")
+FOLDER = "onnx"
+PARITY_BOUND = 1e-4
+ROUNDING_BOUND = {"fp32": 0.0, "int8": 0.02, "int4": 0.2}  # measured: 0.006 and 0.09 on SmolLM2-135M
+Report = Callable[[str], None]
+
+
+def export_onnx(
+    artifact: Path,
+    *,
+    precisions: Sequence[str] = PRECISIONS,
+    opset: int = OPSET,
+    draft: bool | None = None,
+    progress: Report | None = None,
+) -> tuple[Export, ...]:
+    """Write ``onnx/verifier*.onnx`` and ``onnx/draft.onnx``, and list them in the manifest.
+
+    Every graph is compared with eager in a fresh process first; graphs in the folder stay as they were when one disagrees.
+
+    Args:
+        artifact: the artifact folder.
+        precisions: of the verifier: ``fp32``, ``int8``, ``int4``.
+        opset: version of the default domain.
+        draft: whether to export the draft heads; when None, if there are any.
+        progress: told what begins.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ExportError: on an unknown precision, or when the exporter fails.
+        ParityError: when a graph and eager disagree.
+        StorageError: when the disk is full.
+    """
+    unknown = sorted(set(precisions) - set(PRECISIONS))
+    if unknown:
+        raise ExportError(f"unknown precision {unknown[0]!r}", hint=f"Choose from: {', '.join(PRECISIONS)}.")
+    report = progress or logger.info
+    with _staging(artifact / FOLDER) as staging:
+        written = [] if not precisions else _verifiers(artifact, staging, precisions, opset, report)
+        if draft or (draft is None and (artifact / "draft").is_dir()):
+            report("draft graph")
+            written.append(export_draft(artifact, staging / "draft.onnx", opset=opset))
+        records = tuple(_publish(staging, artifact / FOLDER, record) for record in written)
+    _record(artifact, records)
+    return records
+
+
+def graph_name(precision: str) -> str:
+    """File name of the verifier of a precision."""
+    return "verifier.onnx" if precision == "fp32" else f"verifier_{precision}.onnx"
+
+
+def _verifiers(
+    artifact: Path, staging: Path, precisions: Sequence[str], opset: int, report: Report
+) -> list[Export]:
+    report("trace the step graph")
+    full = staging / graph_name("fp32")
+    _trace(artifact, full, opset)
+    written = []
+    for precision in (name for name in PRECISIONS if name in precisions):
+        path = staging / graph_name(precision)
+        if precision != "fp32":
+            report(f"quantise to {precision}")
+            quantize_file(full, path, bits=BITS[precision])
+        onnx.checker.check_model(str(path))
+        report(f"compare {precision} with eager in a fresh process")
+        parity = compare_in_subprocess(artifact, path, precision=precision)
+        check(parity, precision, path.name)
+        written.append(
+            Export(
+                file=f"{FOLDER}/{path.name}", kind="verifier", precision=precision, opset=opset, parity=parity.figures()
+            )
+        )  # fmt: skip
+    return written
+
+
+def check(parity: Parity, precision: str, name: str) -> None:
+    """Refuse a graph that is not the model.
+
+    Raises:
+        ParityError: naming the figure at fault.
+    """
+    if not parity.largest <= PARITY_BOUND:
+        raise ParityError(
+            f"{name}: differs from eager by {parity.largest:.1e} in {parity.worst_case!r}, more than {PARITY_BOUND:.0e}",
+            hint="Nothing was saved. Report it with the model's config.json.",
+        )
+    if not parity.rounding <= ROUNDING_BOUND[precision]:
+        raise ParityError(
+            f"{name}: quantisation changes a weight matrix by {parity.rounding:.0%}",
+            hint="Export this model as fp32 or int8.",
+        )
+
+
+def _trace(artifact: Path, path: Path, opset: int) -> None:
+    model = load_model(artifact, dtype=torch.float32)
+    try:
+        save(trace(StepModel(model, layers_of(model.config)), opset=opset), path)
+    except (LineaheadError, OSError):
+        raise
+    except Exception as error:  # the exporter raises whatever it met
+        raise ExportError(
+            f"torch.onnx.export failed on {type(model).__name__}: {str(error).strip().splitlines()[0]}",
+            hint="Run with -v for the exporter's report.",
+        ) from error
+    finally:
+        del model
+        gc.collect()
+
+
+@contextmanager
+def _staging(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside the graphs, on the same file system, removed at the end."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=".export-", dir=folder))
+        try:
+            yield staging
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    except OSError as error:
+        if isinstance(error, LineaheadError) or error.errno is None:
+            raise
+        raise storage_error(folder, error) from error
+
+
+def _publish(staging: Path, folder: Path, record: Export) -> Export:
+    """Move a graph and its data file into place; the old graph goes first, so that no graph ever has another's data."""
+    graph = staging / Path(record.file).name
+    data = graph.with_name(f"{graph.name}.data")
+    size, digest = graph.stat().st_size, sha256(graph)
+    (folder / graph.name).unlink(missing_ok=True)
+    if data.exists():
+        size += data.stat().st_size
+        os.replace(data, folder / data.name)
+    else:
+        (folder / data.name).unlink(missing_ok=True)
+    os.replace(graph, folder / graph.name)
+    return record.model_copy(update={"bytes": size, "sha256": digest})
+
+
+def _record(artifact: Path, records: tuple[Export, ...]) -> None:
+    if not (artifact / FILE).is_file():
+        return
+    manifest = read_manifest(artifact)
+    names = {record.file for record in records}
+    kept = tuple(one for one in manifest.exports if one.file not in names)
+    write_manifest(artifact, manifest.model_copy(update={"exports": (*kept, *records)}))

@@ -1,0 +1,210 @@
+"""Whether an exported step graph says what the eager model says; run in a process of its own, which loads both from disk.
+
+``python -m lineahead.convert.onnx.parity ARTIFACT GRAPH PRECISION`` prints one JSON object.
+"""
+
+import gc
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import torch
+from transformers import PreTrainedModel
+
+from lineahead.convert.checkpoint import load_model
+from lineahead.convert.onnx.quantize import stored_weights
+from lineahead.convert.onnx.rollout import Array, Backend, Case, cases, run
+from lineahead.errors import ParityError
+from lineahead.plugins import step_graph
+from lineahead.plugins.augmented_attention.huggingface.layers import LinearLayer
+from lineahead.plugins.augmented_attention.huggingface.modeling import layers_of
+from lineahead.plugins.augmented_attention.huggingface.step_model import StepModel
+
+logger = logging.getLogger(__name__)
+
+ROWS_FIRST = (torch.nn.Linear, torch.nn.Embedding)  # GPT-2's Conv1D keeps [K, N]
+Reference = list[list[list[Array]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """How far a graph is from eager.
+
+    Attributes:
+        logits: largest difference over all runs, see :func:`scaled_error`.
+        hidden_states: likewise.
+        state: likewise, over every state and pending tensor at the end of each run.
+        worst_case: the run in which it occurred.
+        kl: mean KL divergence of the graph's next-token distributions from float32 eager's; 0 without quantisation.
+        agreement: how often both prefer the same token.
+        rounding: largest relative RMS change of a weight matrix by quantisation.
+    """
+
+    logits: float
+    hidden_states: float
+    state: float
+    worst_case: str
+    kl: float = 0.0
+    agreement: float = 1.0
+    rounding: float = 0.0
+
+    @property
+    def largest(self) -> float:
+        """The largest difference of all."""
+        return max(self.logits, self.hidden_states, self.state)
+
+    def figures(self) -> dict[str, float]:
+        """For the manifest."""
+        return {name: value for name, value in asdict(self).items() if isinstance(value, float)}
+
+
+def compare(artifact: Path, graph: Path, *, precision: str = "fp32", seed: int = 0) -> Parity:
+    """Run eager and `graph` through the same script.
+
+    A quantised graph is compared, with its activations kept in float32, to eager on the dequantised weights: what is left
+    is rounding, so a wrong zero point or a swapped split is seen. `kl` and `agreement` are of the graph as shipped, against
+    float32 eager.
+
+    Args:
+        artifact: the artifact folder.
+        graph: the ONNX file.
+        precision: ``fp32``, ``int8`` or ``int4``.
+        seed: of tokens and trees.
+    """
+    model = StepModel(*_load(artifact))
+    empty = [x.numpy() for x in model.empty(1)]
+    script = cases(model.layers[0].settings, model.model.get_input_embeddings().num_embeddings, seed=seed)
+    reference = original = _roll(_eager(model), script, empty)
+    rounding = 0.0
+    if precision != "fp32":
+        rounding = load_rounded(model, ir.load(graph))
+        reference = _roll(_eager(model), script, empty)
+    del model
+    gc.collect()
+    judged = graph if precision == "fp32" else _exact(graph)
+    result = _differences(script, reference, _roll(_session(judged), script, empty))
+    if precision == "fp32":
+        return Parity(**result)
+    judged.unlink()
+    quality = _quality(original, _roll(_session(graph), script, empty))
+    return Parity(**result, **quality, rounding=rounding)
+
+
+def compare_in_subprocess(artifact: Path, graph: Path, *, precision: str = "fp32") -> Parity:
+    """:func:`compare` in a fresh interpreter, which shares nothing with the process that exported.
+
+    Raises:
+        ParityError: when that process dies.
+    """
+    command = [sys.executable, "-m", "lineahead.convert.onnx.parity", str(artifact), str(graph), precision]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    if process.returncode:
+        last = (process.stderr.strip().splitlines() or ["no output"])[-1]
+        raise ParityError(
+            f"{graph.name}: the parity check died: {last}",
+            hint=f"Run it by hand: {' '.join(command[1:])}",
+        )
+    return Parity(**json.loads(process.stdout.splitlines()[-1]))
+
+
+def load_rounded(model: StepModel, graph: ir.Model) -> float:
+    """Put a quantised graph's weights, as float32, into the eager model.
+
+    Returns:
+        The largest relative RMS change of a weight matrix.
+    """
+    worst = 0.0
+    for name, matrix in stored_weights(graph):
+        weight = model.get_parameter(name.removesuffix(".T")).data
+        rows_first = isinstance(model.get_submodule(name.removesuffix(".T").rpartition(".")[0]), ROWS_FIRST)
+        rounded = torch.from_numpy(matrix if rows_first else matrix.T)
+        worst = max(worst, float((rounded - weight).norm() / weight.norm().clamp(min=1e-20)))
+        weight.copy_(rounded)
+    return worst
+
+
+def _load(artifact: Path) -> tuple[PreTrainedModel, list[LinearLayer]]:
+    model = load_model(artifact, dtype=torch.float32)
+    return model, layers_of(model.config)
+
+
+def _eager(model: StepModel) -> Backend:
+    @torch.no_grad()
+    def backend(arrays: Sequence[Array]) -> Sequence[Array]:
+        return [x.numpy() for x in model(*(torch.from_numpy(x) for x in arrays))]
+
+    return backend
+
+
+def _session(graph: Path) -> Backend:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry(
+        "session.disable_prepacking", "1"
+    )  # a second copy of the weights otherwise
+    session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    names = [port.name for port in session.get_inputs()]
+    return lambda arrays: session.run(None, dict(zip(names, arrays, strict=True)))
+
+
+def _exact(graph: Path) -> Path:
+    """A copy of a quantised graph that keeps activations in float32, beside its data file."""
+    model = ir.load(graph)
+    for node in model.graph:
+        if node.op_type == "MatMulNBits":
+            node.attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", 1)
+    proto = ir.to_proto(model)
+    path = graph.with_name(f"{graph.stem}.exact.onnx")
+    path.write_bytes(proto.SerializeToString())
+    return path
+
+
+def _roll(backend: Backend, script: list[Case], empty: Sequence[Array]) -> Reference:
+    """Logits and hidden states of every call; the states after the last call of each run."""
+    result = []
+    for case in script:
+        turns = [list(outputs) for outputs in run(backend, case, empty)]
+        result.append([outputs[:2] for outputs in turns[:-1]] + [turns[-1]])
+    return result
+
+
+def _differences(script: list[Case], reference: Reference, other: Reference) -> dict[str, float | str]:
+    worst = {step_graph.LOGITS: 0.0, step_graph.HIDDEN_STATES: 0.0, "state": 0.0}
+    worst_case, largest = script[0].name, -1.0
+    for case, expected, got in zip(script, reference, other, strict=True):
+        for left, right in zip(expected, got, strict=True):
+            for name, a, b in zip((*list(worst)[:2], *["state"] * (len(left) - 2)), left, right, strict=True):
+                error = scaled_error(a, b)
+                worst[name] = max(worst[name], error)
+                if error > largest:
+                    worst_case, largest = case.name, error
+    return {**worst, "worst_case": worst_case}
+
+
+def scaled_error(expected: Array, got: Array) -> float:
+    """Largest absolute difference; relative to the largest expected value where that exceeds one."""
+    if expected.shape != got.shape or not np.isfinite(got).all():
+        return float("inf")
+    return float(np.abs(expected - got).max(initial=0) / max(1.0, np.abs(expected).max(initial=0)))
+
+
+def _quality(reference: Reference, other: Reference) -> dict[str, float]:
+    """Mean KL divergence and agreement of the preferred token, over all rows of logits."""
+    divergences, same = [], []
+    for expected, got in zip(reference, other, strict=True):
+        for left, right in zip(expected, got, strict=True):
+            p, q = (torch.from_numpy(x[0]).double().log_softmax(-1) for x in (left, right))
+            divergences.append((p.exp() * (p - q)).sum(-1).flatten())
+            same.append((p.argmax(-1) == q.argmax(-1)).flatten().double())
+    return {"kl": float(torch.cat(divergences).mean()), "agreement": float(torch.cat(same).mean())}
+
+
+if __name__ == "__main__":
+    print(json.dumps(asdict(compare(Path(sys.argv[1]), Path(sys.argv[2]), precision=sys.argv[3]))))
