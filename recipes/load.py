@@ -33,6 +33,18 @@ def shipped_recipes() -> dict[str, Path]:
     return {path.stem: path for path in sorted(Path(__file__).parent.glob("*.yaml"))}
 
 
+def shipped_pretrained(name: str) -> Path:
+    """Folder of the trained parts that come with the package under `name`.
+
+    Raises:
+        RecipeError: when there are none.
+    """
+    known = {path.name: path for path in sorted((Path(__file__).parent / "pretrained").iterdir())}
+    if name not in known:
+        raise RecipeError(f"no pretrained parts {name!r}", hint=f"Choose one of: {', '.join(known)}.")
+    return known[name]
+
+
 def load_recipe(reference: str | Path, overrides: Sequence[str] = ()) -> schema.Recipe:
     """Read a recipe.
 

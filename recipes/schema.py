@@ -205,7 +205,7 @@ class DistillStage(_Stage):
     def _some_loss(self) -> "DistillStage":
         if self.kl == 0 and self.ce == 0:
             raise ValueError("kl and ce are both 0: nothing to minimise")
-        if self.trainable != "lora" and "lora" in self.model_fields_set:
+        if self.trainable != "lora" and self.lora != Lora():
             raise ValueError(f"lora is given but trainable is {self.trainable!r}")
         return self
 
@@ -282,6 +282,8 @@ class Recipe(Part):
         name: the recipe's name.
         description: one line.
         method: the operator's form.
+        pretrained: name of trained parts that come with the package; they replace `method`, and `stages` go on
+            from them.
         layers: indices of the attention layers to convert, or ``all``.
         precision: of the frozen weights while training; ``auto`` takes bfloat16 where the hardware
             multiplies it fast.
@@ -297,6 +299,7 @@ class Recipe(Part):
     name: str = "unnamed"
     description: str = ""
     method: Method = Method()
+    pretrained: str | None = None
     layers: Literal["all"] | tuple[NonNegativeInt, ...] = "all"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     seed: NonNegativeInt = 0

@@ -210,10 +210,11 @@ def _share_gradients(run: Run) -> None:
     """Average the gradients over processes; few parameters are trained, so once per step is enough."""
     if run.accelerator.num_processes == 1:
         return
-    for parameter in run.parameters.values():
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        parameter.grad = run.accelerator.reduce(parameter.grad, "mean")
+    parameters = list(run.parameters.values())
+    gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+    flat = run.accelerator.reduce(torch.cat([gradient.flatten() for gradient in gradients]), "mean")
+    for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        parameter.grad = part.view_as(parameter)
 
 
 def _clip(run: Run) -> float:

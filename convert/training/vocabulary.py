@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from transformers import PreTrainedModel
 
 from lineahead.errors import ArchitectureError
@@ -92,21 +91,45 @@ def distillation_backward(
     for start in range(0, count, size):
         part = slice(start, start + size)
         logits = head(leaf[part])
-        ce = functional.cross_entropy(logits, targets[part], reduction="sum")
-        kl = torch.zeros_like(ce)
-        if against is not None:
-            with torch.no_grad():
-                wanted = (teacher_head(against[part]) / weights.temperature).log_softmax(-1)
-            given = (logits / weights.temperature).log_softmax(-1)
-            kl = functional.kl_div(given, wanted, reduction="sum", log_target=True)
-        loss = weights.kl * weights.temperature**2 * kl + weights.ce * ce
-        (loss * (share / count)).backward()
-        sums += torch.stack([kl.detach(), ce.detach()])
+        with torch.no_grad():
+            wanted = None if against is None else teacher_head(against[part])
+            losses, gradient = _losses(logits.detach(), wanted, targets[part], weights)
+        logits.backward(gradient * (share / count))
+        sums += losses
     assert leaf.grad is not None
     rows.backward(leaf.grad)
-    kl_mean, ce_mean = (sums / count).tolist()
-    loss_mean = weights.kl * weights.temperature**2 * kl_mean + weights.ce * ce_mean
-    return {"loss": loss_mean, **({"kl": kl_mean} if against is not None else {}), "ce": ce_mean}
+    kl, ce = (sums / count).tolist()
+    total = weights.kl * weights.temperature**2 * kl + weights.ce * ce
+    return {"loss": total, **({} if against is None else {"kl": kl}), "ce": ce}
+
+
+def _losses(
+    logits: Tensor, wanted: Tensor | None, targets: Tensor, weights: Weights
+) -> tuple[Tensor, Tensor]:
+    """Sums of KL and cross entropy ``[2]``, and their weighted sum's gradient by ``logits [N, V]``.
+
+    Written out, because autograd would keep four tensors of the logits' size:
+    ``dKL / dlogits = (softmax(logits / T) - softmax(wanted / T)) / T``, and
+    ``dCE / dlogits = softmax(logits) - 1[target]``.
+    """
+    heat = weights.temperature
+    column = targets[:, None]
+    given = logits.log_softmax(-1)
+    ce = -given.gather(1, column).sum()
+    gradient = given.exp()
+    if wanted is None:
+        kl = torch.zeros_like(ce)
+        gradient.mul_(weights.ce)
+    else:
+        wanted = (wanted / heat).log_softmax(-1) if heat != 1 else wanted.log_softmax(-1)
+        warm = (logits / heat).log_softmax(-1) if heat != 1 else given
+        chances = wanted.exp()
+        kl = (chances * (wanted - warm)).sum()
+        towards = (warm.exp() if heat != 1 else gradient) - chances
+        gradient = towards.mul_(weights.kl * heat) + (gradient.mul_(weights.ce) if weights.ce else 0.0)
+    if weights.ce:
+        gradient.scatter_add_(1, column, torch.full_like(column, -weights.ce, dtype=gradient.dtype))
+    return torch.stack([kl, ce]), gradient
 
 
 def _chunk_rows(head: Head, rows: Tensor) -> int:

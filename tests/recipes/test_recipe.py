@@ -27,6 +27,7 @@ def changed(**top):
 def test_shipped_recipes_are_valid(name):
     recipe = load_recipe(name)
     assert recipe.name == name
+    assert parse_recipe(recipe.model_dump(mode="json"), "again") == recipe
     assert recipe.description
 
 
@@ -59,7 +60,7 @@ def test_method_has_exactly_the_operators_settings():
         (changed(stages=[{"kind": "transfer", "steps": 1, "tokens": 1}]), "either tokens or steps", None),
         (changed(stages=[{"kind": "distill", "steps": 1, "kl": 0, "ce": 0}]), "nothing to minimise", None),
         (
-            changed(stages=[{"kind": "distill", "steps": 1, "trainable": "full", "lora": {}}]),
+            changed(stages=[{"kind": "distill", "steps": 1, "trainable": "full", "lora": {"r": 3}}]),
             "lora is given",
             None,
         ),

@@ -205,6 +205,35 @@ def test_accumulated_batches_equal_a_large_one(artifact, recipe, weights, tmp_pa
         assert torch.allclose(value, weights(copy)[name], atol=2e-5), name
 
 
+PROCESSES = """
+import sys
+from pathlib import Path
+import torch
+from lineahead.convert.pipeline import Options, finetune
+from lineahead.recipes.load import load_recipe
+torch.set_num_threads(1)
+finetune(Path(sys.argv[1]), load_recipe(sys.argv[2]), Options(device="cpu"))
+"""
+
+
+def test_two_processes_equal_one_with_their_batches_together(artifact, recipe, weights, tmp_path):
+    copy = tmp_path / "copy"
+    subprocess.run(["cp", "-r", str(artifact), str(copy)], check=True)
+    stage = {**LORA, "steps": 3, "trainable": "new"}
+    (tmp_path / "script.py").write_text(PROCESSES, encoding="utf-8")
+    (tmp_path / "recipe.yaml").write_text(recipe(stage).model_dump_json(), encoding="utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+    command += [str(tmp_path / name) for name in ("script.py", "artifact", "recipe.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    manifest = finetune(copy, recipe({**stage, "batch_size": 4}), options())
+    assert read_manifest(artifact).training[0].tokens == manifest.training[0].tokens == 3 * 4 * 32
+    for one, other in zip(losses(copy), losses(artifact), strict=True):
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
+    for name, value in weights(artifact).items():
+        assert torch.allclose(value, weights(copy)[name], atol=1e-4), name
+
+
 def test_the_teacher_writes_its_own_text(artifact, recipe):
     data = {"samples": {"tokens": 256, "sequence_length": 32, "batch_size": 4}}
     first = finetune(artifact, recipe({**TRANSFER, "steps": 2}, data=data), options())
