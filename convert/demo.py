@@ -118,7 +118,7 @@ def _steps(artifact: Path, recipe: Recipe, text: Path | None, announce: Callable
             run=lambda: _write_text(artifact, own_text, recipe),
         ),
         Step(
-            name=f"fine-tune: {', '.join(stage.kind for stage in recipe.stages)}",
+            name=f"fine-tune: {', '.join(stage.kind for stage in recipe.stages) or 'no stages'}",
             done=lambda: len(manifest().training) >= len(recipe.stages),
             run=lambda: finetune(artifact, recipe, Options(resume=True)),
         ),

@@ -13,6 +13,7 @@ from lineahead.convert.adapter import apply_adapter, read_adapter
 from lineahead.convert.checkpoint import save_artifact
 from lineahead.convert.drafts.train import train_draft
 from lineahead.convert.finetune import Options
+from lineahead.convert.pretrained import install_heads, pretrained_adapter
 from lineahead.convert.replace import linearize
 from lineahead.convert.source import load_source
 from lineahead.convert.training.weights import new_parameters
@@ -61,6 +62,8 @@ def convert_checkpoint(
         SettingsError: when the method is impossible; before anything is loaded.
         LineaheadError: as ``load_source``, ``linearize`` and ``save_artifact`` say.
     """
+    if recipe.pretrained is not None and adapter is None:
+        adapter = pretrained_adapter(recipe.pretrained)
     trained = None if adapter is None else read_adapter(adapter)
     settings = method_settings(recipe.method) if trained is None else trained.layers[0].settings
     loaded = load_source(
@@ -80,7 +83,7 @@ def convert_checkpoint(
         apply_adapter(loaded.model, trained)
         manifest = manifest.model_copy(update={"training": trained.training, "base_weights": "trained"})
     save_artifact(loaded.model, loaded.tokenizer, output, layers=layers, manifest=manifest)
-    return manifest
+    return manifest if recipe.pretrained is None else install_heads(recipe.pretrained, output)
 
 
 def finetune(
