@@ -1,1 +1,1 @@
-"""The operator inside transformers models: attention function, cache, model classes, explicit-state step model."""
+"""The operator inside transformers models: attention function, cache, model classes, step model."""
