@@ -356,7 +356,7 @@ def bench(
 @click.argument("model", default=DEMO_MODEL)
 @recipe_options(None)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Artifact [default: artifacts/<name>].")
-@click.option("--text", type=click.Path(path_type=Path), help="Perplexity text [default: the teacher's own].")
+@click.option("--text", type=click.Path(path_type=Path), help="Perplexity text [default: Python's manual].")
 @json_option
 def demo(
     model: str,

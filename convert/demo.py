@@ -4,10 +4,9 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from pydoc_data.topics import topics
 from typing import Any
 
-from lineahead.convert.checkpoint import load_artifact
-from lineahead.convert.drafts.self_data import sample_tokens
 from lineahead.convert.onnx.export import export_onnx
 from lineahead.convert.pipeline import Options, convert_checkpoint, finetune, train_draft
 from lineahead.convert.quality import measure_quality
@@ -16,10 +15,9 @@ from lineahead.errors import ArtifactError
 from lineahead.recipes.files import write_text
 from lineahead.recipes.load import parse_recipe
 from lineahead.recipes.manifest import Manifest, read_manifest
-from lineahead.recipes.schema import Recipe, Samples
+from lineahead.recipes.schema import Recipe
 
 PRECISIONS = ("fp32", "int4")
-EVALUATION_TOKENS = 8192
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +49,7 @@ def prepare(
         source: the checkpoint, as ``lineahead convert`` takes it.
         artifact: the artifact folder; replaced when it was made from another checkpoint or recipe.
         recipe: what to do; lengths beyond the model's positions are cut to them.
-        text: file to measure perplexity on; text that the teacher writes itself when None.
+        text: file to measure perplexity on; the Python manual's topics when None.
         announce: called with a line per step.
 
     Raises:
@@ -98,8 +96,8 @@ def _convert(source: str, artifact: Path, recipe: Recipe, announce: Callable[[st
 
 
 def _steps(artifact: Path, recipe: Recipe, text: Path | None, announce: Callable[[str], None]) -> list[Step]:
-    own_text = artifact.with_name(artifact.name + ".text") / "teacher.txt"
-    file = text or own_text
+    manual = artifact.with_name(artifact.name + ".text") / "python-manual.txt"
+    file = text or manual
 
     def manifest() -> Manifest:
         return read_manifest(artifact)
@@ -113,9 +111,9 @@ def _steps(artifact: Path, recipe: Recipe, text: Path | None, announce: Callable
     wanted = recipe.eval
     return [
         Step(
-            name="let the teacher write the text for the evaluation",
-            done=lambda: text is not None or own_text.is_file(),
-            run=lambda: _write_text(artifact, own_text, recipe),
+            name="take the Python manual as the text for the evaluation",
+            done=lambda: text is not None or manual.is_file(),
+            run=lambda: _write_text(manual),
         ),
         Step(
             name=f"fine-tune: {', '.join(stage.kind for stage in recipe.stages) or 'no stages'}",
@@ -142,20 +140,6 @@ def _steps(artifact: Path, recipe: Recipe, text: Path | None, announce: Callable
     ]
 
 
-def _write_text(artifact: Path, path: Path, recipe: Recipe) -> None:
-    """Text of the teacher, from another seed than the training text's."""
-    model, tokenizer = load_artifact(artifact)
-    length = max(recipe.eval.context)
-    batch = max(1, EVALUATION_TOKENS // length)
-    wanted = Samples(tokens=batch * length, sequence_length=length, batch_size=batch)
-    found = sample_tokens(
-        model,
-        tokenizer,
-        wanted,
-        seed=recipe.seed + 1,
-        folder=path.parent / "samples",
-        progress=stderr_progress(),
-        softmax=True,
-    )
-    write_text(path, tokenizer.decode(found.ids))
-    shutil.rmtree(path.parent / "samples", ignore_errors=True)
+def _write_text(path: Path) -> None:
+    """The Python manual's topics, English text that every interpreter brings along."""
+    write_text(path, "\n\n".join(topics[name] for name in sorted(topics)))
