@@ -15,6 +15,7 @@ from lineahead.convert.checkpoint import load_artifact, load_model, load_tokeniz
 from lineahead.convert.drafts.self_data import sample_tokens
 from lineahead.convert.training import checkpoint
 from lineahead.convert.training.data import Batches, Tokens, load_tokens, save_tokens, text_tokens
+from lineahead.convert.training.devices import accelerate_on
 from lineahead.convert.training.distill import DistillTrainer
 from lineahead.convert.training.loop import Run, Trainer, train
 from lineahead.convert.training.progress import Progress, Silent, stderr_progress
@@ -78,7 +79,7 @@ def finetune(
             hint="Give data.files=[...], data.dataset, or data.samples={} for the teacher's own text.",
         )
     read_manifest(artifact)
-    accelerator = Accelerator(cpu=options.device == "cpu")
+    accelerator = accelerate_on(options.device)
     main = accelerator.is_main_process
     job = _Job(
         artifact=artifact,

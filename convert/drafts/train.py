@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
@@ -19,6 +18,7 @@ from lineahead.convert.drafts.medusa import FOLDER, MedusaConfig, MedusaHeads, h
 from lineahead.convert.drafts.self_data import sample_tokens
 from lineahead.convert.training import checkpoint
 from lineahead.convert.training.data import Tokens
+from lineahead.convert.training.devices import accelerate_on
 from lineahead.convert.training.loop import rate_factor
 from lineahead.convert.training.progress import Progress, stderr_progress
 from lineahead.convert.training.weights import freeze, resolve_precision
@@ -58,7 +58,7 @@ def train_draft(
         raise RecipeError(f"recipe {recipe.name!r} has no draft section", hint="Add `draft: {}` to it.")
     progress = progress or stderr_progress()
     seed = recipe.seed if draft.seed is None else draft.seed
-    place = Accelerator(cpu=device == "cpu").device
+    place = accelerate_on(device).device
     work = _workspace(artifact, draft, seed)
     model, tokenizer = load_artifact(artifact)
     freeze(model, resolve_precision(recipe.precision, place))

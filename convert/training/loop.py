@@ -124,8 +124,7 @@ def train(run: Run, resume: checkpoint.Position | None = None) -> None:
     try:
         with Interrupt() as interrupt:
             while run.step < run.steps:
-                _one_step(run, optimizer)
-                if interrupt.requested:
+                if _one_step(run, optimizer, interrupt):
                     _save(run, optimizer)
                     raise TrainingError(
                         f"interrupted at step {run.step} of {run.steps} of {label}; progress is saved",
@@ -152,7 +151,8 @@ def _optimizer(run: Run) -> torch.optim.Optimizer:
     )
 
 
-def _one_step(run: Run, optimizer: torch.optim.Optimizer) -> None:
+def _one_step(run: Run, optimizer: torch.optim.Optimizer, interrupt: Interrupt) -> bool:
+    """One optimiser step; returns whether to stop after it."""
     start = time.monotonic()
     stage, accelerator = run.stage, run.accelerator
     factor = rate_factor(run.step, run.steps, stage.warmup, stage.schedule)
@@ -167,7 +167,7 @@ def _one_step(run: Run, optimizer: torch.optim.Optimizer) -> None:
         batch = run.batches.batch(number).to(accelerator.device, non_blocking=True)
         for name, value in run.trainer.backward(batch, 1 / stage.grad_accumulation).items():
             total[name] = total.get(name, 0.0) + value / stage.grad_accumulation
-    _share_gradients(run)
+    stop = _share_gradients(run, interrupt.requested)
     norm = _clip(run)
     if not (math.isfinite(total["loss"]) and math.isfinite(norm)):
         raise TrainingError(
@@ -193,6 +193,7 @@ def _one_step(run: Run, optimizer: torch.optim.Optimizer) -> None:
                 "tokens_per_s": run.tokens_per_step / elapsed,
             }
         )
+    return stop
 
 
 def rate_factor(step: int, steps: int, warmup: float, schedule: str) -> float:
@@ -206,15 +207,17 @@ def rate_factor(step: int, steps: int, warmup: float, schedule: str) -> float:
     return 1 - done if schedule == "linear" else 1.0
 
 
-def _share_gradients(run: Run) -> None:
-    """Average the gradients over processes; few parameters are trained, so once per step is enough."""
+def _share_gradients(run: Run, stop: bool) -> bool:
+    """Average the gradients over processes, once per step; returns whether any process wants to `stop`."""
     if run.accelerator.num_processes == 1:
-        return
+        return stop
     parameters = list(run.parameters.values())
     gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
-    flat = run.accelerator.reduce(torch.cat([gradient.flatten() for gradient in gradients]), "mean")
-    for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+    flag = gradients[0].new_full((1,), float(stop))
+    flat = run.accelerator.reduce(torch.cat([flag, *(gradient.flatten() for gradient in gradients)]), "mean")
+    for parameter, part in zip(parameters, flat[1:].split([p.numel() for p in parameters]), strict=True):
         parameter.grad = part.view_as(parameter)
+    return bool(flat[0] > 0)
 
 
 def _clip(run: Run) -> float:
@@ -225,4 +228,3 @@ def _clip(run: Run) -> float:
 def _save(run: Run, optimizer: torch.optim.Optimizer) -> None:
     if run.accelerator.is_main_process:
         checkpoint.save(run.checkpoint_folder, run.position(), run.parameters, optimizer)
-    run.accelerator.wait_for_everyone()
