@@ -282,8 +282,7 @@ class Recipe(Part):
         name: the recipe's name.
         description: one line.
         method: the operator's form.
-        pretrained: name of trained parts that come with the package; they replace `method`, and `stages` go on
-            from them.
+        pretrained: name of trained parts that come with the package; they replace `method`.
         layers: indices of the attention layers to convert, or ``all``.
         precision: of the frozen weights while training; ``auto`` takes bfloat16 where the hardware
             multiplies it fast.

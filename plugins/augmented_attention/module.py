@@ -73,4 +73,4 @@ class AugmentedAttention(nn.Module):
         return feature_maps.get(self.settings.feature_map).width(self.shape.head_dim, columns)
 
 
-INITIAL_LOG_ALPHA = -4.0  # measured on SmolLM2 before training: 40.8 at -4, 40.9 at -6, 54.1 at -2.3 (docs/notes.md)
+INITIAL_LOG_ALPHA = -4.0  # docs/notes.md: SmolLM2 untrained 40.8 at -4, 40.9 at -6, 54.1 at -2.3

@@ -88,7 +88,8 @@ def speculation(
     tallies = {name: _Tally() for name in ("plain", *drafters)}
     for number, prompt in enumerate(prompts):
         progress(f"prompt {number + 1} of {len(prompts)}")
-        plain_seconds, plain_tokens = 0.0, ()
+        plain_seconds = 0.0
+        plain_tokens: tuple[int, ...] = ()
         for name, drafter in {"plain": NoDrafter(), **drafters}.items():
             result = generator.generate(
                 [prompt], params, drafter=drafter, governed=governed and name != "plain"
