@@ -18,6 +18,7 @@ from lineahead.recipes.manifest import Manifest, read_manifest
 from lineahead.recipes.schema import Recipe
 
 PRECISIONS = ("fp32", "int4")
+TRAIN_FILE, TEST_FILE = "python-manual-train.txt", "python-manual-test.txt"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +50,18 @@ def prepare(
         source: the checkpoint, as ``lineahead convert`` takes it.
         artifact: the artifact folder; replaced when it was made from another checkpoint or recipe.
         recipe: what to do; lengths beyond the model's positions are cut to them.
-        text: file to measure perplexity on; the Python manual's topics when None.
+        text: file to measure perplexity on; a part of the Python manual when None. A recipe that names no data trains
+            on another part.
         announce: called with a line per step.
 
     Raises:
         LineaheadError: whatever a step raises; steps before it stay finished.
     """
+    if recipe.stages and recipe.data.source is None:
+        files = {"files": [str(_manual(artifact) / TRAIN_FILE)]}
+        recipe = parse_recipe(
+            {**recipe.model_dump(mode="json", exclude_unset=True), "data": files}, recipe.name
+        )
     _convert(source, artifact, recipe, announce)
     fitted = fit(recipe, read_manifest(artifact).model.max_position)
     for step in _steps(artifact, fitted, text, announce):
@@ -64,6 +71,10 @@ def prepare(
         announce(step.name)
         step.run()
     return read_manifest(artifact)
+
+
+def _manual(artifact: Path) -> Path:
+    return artifact.with_name(artifact.name + ".text")
 
 
 def fit(recipe: Recipe, limit: int | None) -> Recipe:
@@ -96,8 +107,8 @@ def _convert(source: str, artifact: Path, recipe: Recipe, announce: Callable[[st
 
 
 def _steps(artifact: Path, recipe: Recipe, text: Path | None, announce: Callable[[str], None]) -> list[Step]:
-    manual = artifact.with_name(artifact.name + ".text") / "python-manual.txt"
-    file = text or manual
+    manual = _manual(artifact)
+    file = text or manual / TEST_FILE
 
     def manifest() -> Manifest:
         return read_manifest(artifact)
@@ -111,9 +122,9 @@ def _steps(artifact: Path, recipe: Recipe, text: Path | None, announce: Callable
     wanted = recipe.eval
     return [
         Step(
-            name="take the Python manual as the text for the evaluation",
-            done=lambda: text is not None or manual.is_file(),
-            run=lambda: _write_text(manual),
+            name="take the Python manual as text to train and evaluate on",
+            done=(manual / TEST_FILE).is_file,
+            run=lambda: _write_manual(manual),
         ),
         Step(
             name=f"fine-tune: {', '.join(stage.kind for stage in recipe.stages) or 'no stages'}",
@@ -140,6 +151,8 @@ def _steps(artifact: Path, recipe: Recipe, text: Path | None, announce: Callable
     ]
 
 
-def _write_text(path: Path) -> None:
-    """The Python manual's topics, English text that every interpreter brings along."""
-    write_text(path, "\n\n".join(topics[name] for name in sorted(topics)))
+def _write_manual(folder: Path) -> None:
+    """The Python manual, text that every interpreter brings along: three topics of four to train on."""
+    names = sorted(topics)
+    write_text(folder / TRAIN_FILE, "\n\n".join(topics[name] for i, name in enumerate(names) if i % 4))
+    write_text(folder / TEST_FILE, "\n\n".join(topics[name] for name in names[::4]))
