@@ -50,18 +50,17 @@ def prepare(
         source: the checkpoint, as ``lineahead convert`` takes it.
         artifact: the artifact folder; replaced when it was made from another checkpoint or recipe.
         recipe: what to do; lengths beyond the model's positions are cut to them.
-        text: file to measure perplexity on; a part of the Python manual when None. A recipe that names no data trains
-            on another part.
+        text: file to measure perplexity on; a part of the Python manual when None. A recipe that names no
+            data trains on another part.
         announce: called with a line per step.
 
     Raises:
         LineaheadError: whatever a step raises; steps before it stay finished.
     """
     if recipe.stages and recipe.data.source is None:
-        files = {"files": [str(_manual(artifact) / TRAIN_FILE)]}
-        recipe = parse_recipe(
-            {**recipe.model_dump(mode="json", exclude_unset=True), "data": files}, recipe.name
-        )
+        own = recipe.model_dump(mode="json", exclude_unset=True)
+        own["data"] = {"files": [str(_manual(artifact) / TRAIN_FILE)]}
+        recipe = parse_recipe(own, recipe.name)
     _convert(source, artifact, recipe, announce)
     fitted = fit(recipe, read_manifest(artifact).model.max_position)
     for step in _steps(artifact, fitted, text, announce):
