@@ -48,7 +48,7 @@ class DistillTrainer:
         for parameter in (*self._new.values(), *self._base.values()):
             parameter.requires_grad_(True)
         if stage.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            recompute_activations(model)
         self._weights = Weights(kl=stage.kl, ce=stage.ce, temperature=stage.temperature)
 
     def _trained_base(self) -> dict[str, nn.Parameter]:
@@ -107,3 +107,17 @@ class DistillTrainer:
     def changes(self) -> dict[str, Tensor]:
         """What the adapters add to the model's weights, by name."""
         return weight_changes(self._model) if self._stage.trainable == "lora" else {}
+
+
+def recompute_activations(model: PreTrainedModel) -> None:
+    """Keep only the layers' inputs for the backward pass.
+
+    transformers does so only for layers in training mode; that mode is set on the layers alone and their own
+    dropout switched off, so that the computation stays the same.
+    """
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    for module in model.modules():
+        if getattr(module, "gradient_checkpointing", False):
+            module.training = True
+            if isinstance(getattr(module, "dropout", None), float):
+                setattr(module, "dropout", 0.0)  # noqa: B010 (typed as a submodule)

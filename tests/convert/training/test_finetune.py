@@ -195,6 +195,25 @@ def test_nothing_to_do_or_nothing_to_do_it_with(artifact, recipe):
     assert not workspace_of(artifact).exists()
 
 
+def test_recomputed_activations_change_nothing_but_memory(artifact, recipe, monkeypatch):
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    calls, found = [], []
+    forward = LlamaMLP.forward
+    monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: (calls.append(1), forward(self, x))[1])
+    for recomputed in (False, True):
+        calls.clear()
+        stage = {**LORA, "steps": 2, "trainable": "new", "gradient_checkpointing": recomputed}
+        monkeypatch.setattr("lineahead.convert.finetune._write", lambda job, trained: None)
+        manifest = finetune(artifact, recipe(stage), options())
+        assert not manifest.training
+        found.append((len(calls), losses(artifact)))
+    assert found[1][0] - found[0][0] == 2 * 2
+    for one, other in zip(found[0][1], found[1][1], strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
+
+
 def test_accumulated_batches_equal_a_large_one(artifact, recipe, weights, tmp_path):
     copy = tmp_path / "copy"
     subprocess.run(["cp", "-r", str(artifact), str(copy)], check=True)
