@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from lineahead.convert.training.progress import Progress, Silent
 from lineahead.convert.training.text import documents
-from lineahead.convert.training.vocabulary import CHUNK_BYTES, Head, head_of
+from lineahead.convert.training.vocabulary import Head, chunk_rows, head_of
 from lineahead.errors import ArchitectureError, InputError
 from lineahead.plugins.augmented_attention.huggingface.attention import teacher as softmax_mode
 from lineahead.recipes.files import sha256
@@ -168,6 +168,6 @@ def _head(model: PreTrainedModel) -> Head | None:
 
 
 def _nats(head: Head, hidden: Tensor, targets: Tensor) -> float:
-    rows = max(1, CHUNK_BYTES // (4 * head(hidden[:1]).shape[-1]))
+    rows = chunk_rows(head, hidden)
     parts = zip(hidden.split(rows), targets.split(rows), strict=True)
     return sum(float(functional.cross_entropy(head(h), t, reduction="sum")) for h, t in parts)

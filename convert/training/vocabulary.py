@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from lineahead.errors import ArchitectureError
 
-CHUNK_BYTES = 64 << 20
+CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}  # of logits; a GPU wants fewer, larger products
 Head = Callable[[Tensor], Tensor]
 
 
@@ -87,7 +87,7 @@ def distillation_backward(
     targets = batch[:, 1:].flatten()
     against = None if teacher_hidden is None else teacher_hidden[:, :-1].flatten(0, 1)
     sums = torch.zeros(2, device=hidden.device)
-    count, size = len(targets), _chunk_rows(head, leaf)
+    count, size = len(targets), chunk_rows(head, leaf)
     for start in range(0, count, size):
         part = slice(start, start + size)
         logits = head(leaf[part])
@@ -132,7 +132,8 @@ def _losses(
     return torch.stack([kl, ce]), gradient
 
 
-def _chunk_rows(head: Head, rows: Tensor) -> int:
+def chunk_rows(head: Head, rows: Tensor) -> int:
+    """How many of the hidden states ``rows [N, E]`` to turn into logits at a time."""
     with torch.no_grad():
         vocabulary = head(rows[:1]).shape[-1]
-    return max(1, CHUNK_BYTES // (4 * vocabulary))
+    return max(1, CHUNK_BYTES.get(rows.device.type, CHUNK_BYTES["cpu"]) // (4 * vocabulary))

@@ -20,7 +20,7 @@ from lineahead.errors import ArchitectureError
 )
 @pytest.mark.parametrize("rows", [1, 5, 100])
 def test_losses_and_gradients(weights, rows, monkeypatch):
-    monkeypatch.setattr(vocabulary, "CHUNK_BYTES", 4 * 13 * rows)
+    monkeypatch.setitem(vocabulary.CHUNK_BYTES, "cpu", 4 * 13 * rows)
     torch.manual_seed(0)
     hidden = torch.randn(2, 6, 8, dtype=torch.float64, requires_grad=True)
     teacher_hidden = torch.randn(2, 6, 8, dtype=torch.float64)
