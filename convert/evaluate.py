@@ -39,8 +39,8 @@ def evaluate(
     """Measure perplexity and bits per byte of text files.
 
     Each file's first `tokens` tokens are read in windows of `context` tokens that begin every `stride`
-    tokens; in every
-    window but the first only the last `stride` tokens are scored. A window's first token is never scored.
+    tokens; in every window but the first only the last `stride` tokens are scored. A window's first token
+    is never scored.
 
     Args:
         student: a linear model.

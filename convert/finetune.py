@@ -59,9 +59,8 @@ def finetune(
         artifact: the artifact folder; replaced as a whole after each stage.
         recipe: with at least one stage.
         options: see :class:`Options`.
-        load_teacher: loads the softmax teacher (linearized or not), needed once the pretrained weights
-            have been
-            trained.
+        load_teacher: loads the softmax teacher (linearized or not), needed once the pretrained weights have
+            been trained.
 
     Returns:
         The new manifest.

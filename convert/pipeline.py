@@ -96,8 +96,7 @@ def finetune(
         recipe: with at least one stage.
         options: device, resumption, progress.
         teacher: the original checkpoint; where the manifest says when None. It is loaded only when the
-            artifact's own
-            pretrained weights have been trained.
+            artifact's own pretrained weights have been trained.
     """
     return finetuning.finetune(
         artifact, recipe, options, load_teacher=lambda manifest: load_teacher(manifest, teacher)

@@ -1,8 +1,7 @@
 """What a recipe may say. Unknown keys and impossible combinations are refused; imports without torch.
 
 A recipe names the operator's form, the data, the training stages, the draft heads, the exports and the
-evaluation of one
-conversion. It is a YAML file; :func:`lineahead.recipes.load.load_recipe` reads it.
+evaluation of one conversion. It is a YAML file; :func:`lineahead.recipes.load.load_recipe` reads it.
 """
 
 from typing import Annotated, Any, Literal
@@ -60,8 +59,8 @@ class Samples(Part):
         temperature: of the sampling.
         top_p: nucleus of the sampling.
         prompts: text files with one prompt per line, or JSON lines with ``turns``, ``prompt`` or ``text``;
-            without any,
-            samples start from the beginning-of-text token or, for a chat model, from an empty user turn.
+            without any, samples start from the beginning-of-text token or, for a chat model, from an empty
+            user turn.
     """
 
     tokens: PositiveInt = 131072

@@ -32,8 +32,7 @@ def sample_tokens(
     """Sample texts, all of ``samples.sequence_length`` tokens: one that ends is followed by another.
 
     Batches are kept in `folder` as they are finished, so a killed run goes on where it was. Each batch's
-    randomness comes
-    from `seed` and its number alone.
+    randomness comes from `seed` and its number alone.
 
     Args:
         model: a linear model in evaluation mode.

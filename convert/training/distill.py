@@ -23,9 +23,8 @@ class DistillTrainer:
     """KL to the teacher and cross entropy, over new parameters and adapters or all weights.
 
     While the pretrained weights are frozen the teacher needs no second copy: it is the student in softmax
-        mode with its
-    adapters switched off. Weights trained in full have float32 masters; the model's own copies keep its
-    precision.
+    mode with its adapters switched off. Weights trained in full have float32 masters; the model's own
+    copies keep its precision.
     """
 
     def __init__(self, model: PreTrainedModel, stage: DistillStage, other: PreTrainedModel | None) -> None:

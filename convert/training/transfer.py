@@ -14,9 +14,8 @@ class TransferTrainer:
     r"""Per layer: ``|linear(q, k, v) - softmax(q, k, v)|^2 / |softmax(q, k, v)|^2``, summed over layers.
 
     The pass runs the teacher, so layers do not see each other's errors and each layer's gradient is taken
-    and its graph
-    freed before the next layer runs: memory is one layer's. Dividing makes layers with small outputs count
-        as much.
+    and its graph freed before the next layer runs: memory is one layer's. Dividing makes layers with small
+    outputs count as much.
 
     Source: Zhang et al., 2024 (LoLCATs), arXiv:2410.10254, section 3.1, eq. 7 (there without the division).
     """
