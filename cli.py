@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from lineahead.errors import InputError
 from lineahead.runtime.console import (
     DEVICE,
     DRAFTER,
@@ -25,6 +24,7 @@ from lineahead.runtime.console import (
     backend_options,
     json_option,
     note,
+    read_prompt,
     recipe_options,
     sampling_options,
     show,
@@ -275,7 +275,7 @@ def generate(
     from lineahead.runtime.generate import Generator, open_drafter
     from lineahead.runtime.sampling import SamplingParams
 
-    text = _prompt(prompt, file)
+    text = read_prompt(prompt, file)
     where = {name: options.pop(name) for name in ("provider", "threads")}
     backend = {name: options.pop(name) for name in ("backend", "precision", "implementation")}
     params = SamplingParams(**options)
@@ -307,16 +307,6 @@ def generate(
     click.echo()
     if stats:
         note(json.dumps(figures))
-
-
-def _prompt(prompt: str | None, file: TextIO | None) -> str:
-    """The prompt from the option, a file or standard input."""
-    if prompt is None and file is None and sys.stdin.isatty():
-        raise InputError("no prompt", hint="Give --prompt TEXT, --file PATH, or text on standard input.")
-    text = prompt if prompt is not None else (file or sys.stdin).read()
-    if not text.strip():
-        raise InputError("the prompt is empty", hint="Give at least one word.")
-    return text
 
 
 @main.command()

@@ -7,11 +7,11 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import click
 
-from lineahead.errors import LineaheadError, StorageError
+from lineahead.errors import InputError, LineaheadError, StorageError
 
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 PRECISION = click.Choice(("fp32", "int8", "int4"))
@@ -63,6 +63,20 @@ def show(result: Mapping[str, Any] | Sequence[Mapping[str, Any]], as_json: bool)
 
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 160
     click.echo(as_text(result, width=width), nl=False)
+
+
+def read_prompt(prompt: str | None, file: TextIO | None) -> str:
+    """The prompt from the option, a file or standard input.
+
+    Raises:
+        InputError: when there is none, or it is empty.
+    """
+    if prompt is None and file is None and sys.stdin.isatty():
+        raise InputError("no prompt", hint="Give --prompt TEXT, --file PATH, or text on standard input.")
+    text = prompt if prompt is not None else (file or sys.stdin).read()
+    if not text.strip():
+        raise InputError("the prompt is empty", hint="Give at least one word.")
+    return text
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

@@ -185,3 +185,25 @@ def test_architectures_measures_what_it_is_asked(run):
     result = run("architectures", "llama", "--workers", 1, "--json")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["exact"] == 1
+
+
+def test_demo_runs_once_and_resumes_where_it_was(run, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first = run("demo", checkpoint, "--recipe", "smoke", "method.window=16", "--json")
+    assert first.exit_code == 0, first.output
+    rows = {row.pop(""): row for row in json.loads(first.stdout)}
+    names = " ".join(rows)
+    for word in (
+        "perplexity",
+        "tokens/s, fp32, plain",
+        "tokens/s, int4, medusa",
+        "tokens per step",
+        "at 32K",
+    ):
+        assert word in names
+    sizes = rows["decoding state, bytes at 32K tokens"]
+    assert sizes["teacher (softmax)"] == 32 * rows["decoding state, bytes at 1K tokens"]["teacher (softmax)"]
+    second = run("demo", checkpoint, "--recipe", "smoke", "method.window=16")
+    assert second.exit_code == 0, second.output
+    steps = [line for line in second.stderr.splitlines() if line.endswith("done before")]
+    assert len(steps) == 6
