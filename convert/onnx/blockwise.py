@@ -1,4 +1,4 @@
-"""Weights as small integers with one scale and zero point per block of inputs, in the layout of ONNX Runtime's kernels."""
+"""Weights as small integers, a scale and a zero point per block, laid out as ONNX Runtime's kernels want."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,7 +25,8 @@ class Blocks:
     """A quantised matrix ``[N, K]``: ``w = (code - zero) * scale``, one scale and zero per `block` columns.
 
     Attributes:
-        codes: ``[N, K / block, block * bits / 8]``, two codes a byte at 4 bits, the low half first; K padded with zeros.
+        codes: ``[N, K / block, block * bits / 8]``, two codes a byte at 4 bits, the low half first; K padded
+            with zeros.
         scales: ``[N, K / block]``.
         zeros: ``[N, ceil(K / block * bits / 8)]``, packed like the codes.
         bits: 4 or 8.
@@ -50,9 +51,10 @@ class Blocks:
 
 
 def quantize_blocks(weight: Floats, *, bits: int, block: int) -> Blocks:
-    """Quantise ``weight [N, K]`` block by block, each with the scale and zero point of least squared error found.
+    """Quantise ``weight [N, K]`` block by block, with the scale and zero point of least squared error found.
 
-    Candidates are the block's range shrunk by SHRINKS; the scale of each is refitted by least squares to its codes.
+    Candidates are the block's range shrunk by SHRINKS; the scale of each is refitted by least squares to its
+    codes.
 
     Args:
         weight: the matrix, one row per output.
@@ -81,7 +83,7 @@ def _quantize_rows(weight: Floats, bits: int, block: int) -> tuple[Bytes, Floats
     rows, columns = weight.shape
     padded = np.pad(weight, ((0, 0), (0, -columns % block))).reshape(rows, -1, block)
     low, high = np.minimum(padded.min(-1), 0), np.maximum(padded.max(-1), 0)
-    best = None
+    best: tuple[Floats, ...] | None = None
     for shrink in SHRINKS if bits < 8 else SHRINKS[:1]:
         codes, scale, zero = _fit(padded, low * shrink, high * shrink, bits)
         error = np.square(((codes - zero[..., None]) * scale[..., None]) - padded).sum(-1)
@@ -92,7 +94,7 @@ def _quantize_rows(weight: Floats, bits: int, block: int) -> tuple[Bytes, Floats
             best = tuple(
                 np.where(better[..., None] if new.ndim == 3 else better, new, old)
                 for new, old in zip((error, codes, scale, zero), best, strict=True)
-            )  # type: ignore[assignment]
+            )
     assert best is not None
     _, codes, scale, zero = best
     return codes.astype(np.uint8), scale, zero.astype(np.uint8)
@@ -119,4 +121,5 @@ def _pack(codes: Bytes, bits: int) -> Bytes:
 def _unpack(codes: Bytes, bits: int) -> Bytes:
     if bits == 8:
         return codes
-    return np.stack([codes & 15, codes >> 4], -1).reshape(len(codes), -1)
+    halves = np.stack([codes & np.uint8(15), codes >> np.uint8(4)], -1).astype(np.uint8, copy=False)
+    return halves.reshape(len(codes), -1)

@@ -14,7 +14,7 @@ from lineahead.convert.drafts.medusa import MedusaHeads, head_rows, load_heads
 from lineahead.convert.onnx.graph import IR_VERSION, OPSET, save, strip_metadata
 from lineahead.convert.onnx.parity import scaled_error
 from lineahead.errors import ParityError
-from lineahead.plugins.augmented_attention.onnx import simplify
+from lineahead.plugins.augmented_attention.onnx import exported, simplify
 from lineahead.recipes.manifest import Export
 
 INPUT, OUTPUTS = "hidden_states", ("tokens", "log_probs")
@@ -70,12 +70,7 @@ def trace_draft(graph: DraftGraph, *, opset: int = OPSET) -> ir.Model:
     """The draft graph as an ONNX model, its weights by reference."""
     batch = torch.export.Dim("batch", min=1, max=65536)
     sample = torch.zeros(3, graph.heads.config.hidden_size)
-    program = torch.onnx.export(
-        graph, (sample,), dynamo=True, opset_version=opset, verbose=False, input_names=[INPUT],
-        output_names=list(OUTPUTS), dynamic_shapes=({0: batch},),
-    )  # fmt: skip
-    assert program is not None
-    model = program.model
+    model = exported(graph, (sample,), opset=opset, inputs=[INPUT], outputs=OUTPUTS, axes=({0: batch},))
     model.ir_version = IR_VERSION
     simplify(model)
     strip_metadata(model)
@@ -83,7 +78,7 @@ def trace_draft(graph: DraftGraph, *, opset: int = OPSET) -> ir.Model:
 
 
 def compare_draft(graph: DraftGraph, path: Path, *, seed: int = 0) -> float:
-    """Largest difference of log-probabilities, with infinity for a candidate that is not near-tied with eager's."""
+    """Largest difference of log-probabilities; infinity when candidates differ that are not tied."""
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     worst = 0.0
     generator = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Export of an artifact: the step graph in each precision and the draft graph, written only when they agree with eager."""
+"""Export of an artifact: the step graph in each precision and the draft graph, if they agree with eager."""
 
 import gc
 import logging
@@ -42,7 +42,8 @@ def export_onnx(
 ) -> tuple[Export, ...]:
     """Write ``onnx/verifier*.onnx`` and ``onnx/draft.onnx``, and list them in the manifest.
 
-    Every graph is compared with eager in a fresh process first; graphs in the folder stay as they were when one disagrees.
+    Every graph is compared with eager in a fresh process first; graphs in the folder stay as they were when
+    one disagrees.
 
     Args:
         artifact: the artifact folder.
@@ -96,9 +97,13 @@ def _verifiers(
         check(parity, precision, path.name)
         written.append(
             Export(
-                file=f"{FOLDER}/{path.name}", kind="verifier", precision=precision, opset=opset, parity=parity.figures()
+                file=f"{FOLDER}/{path.name}",
+                kind="verifier",
+                precision=precision,
+                opset=opset,
+                parity=parity.figures(),
             )
-        )  # fmt: skip
+        )
     return written
 
 
@@ -110,7 +115,8 @@ def check(parity: Parity, precision: str, name: str) -> None:
     """
     if not parity.largest <= PARITY_BOUND:
         raise ParityError(
-            f"{name}: differs from eager by {parity.largest:.1e} in {parity.worst_case!r}, more than {PARITY_BOUND:.0e}",
+            f"{name}: differs from eager by {parity.largest:.1e} in {parity.worst_case!r}, "
+            f"more than {PARITY_BOUND:.0e}",
             hint="Nothing was saved. Report it with the model's config.json.",
         )
     if not parity.rounding <= ROUNDING_BOUND[precision]:
@@ -153,7 +159,7 @@ def _staging(folder: Path) -> Iterator[Path]:
 
 
 def _publish(staging: Path, folder: Path, record: Export) -> Export:
-    """Move a graph and its data file into place; the old graph goes first, so that no graph ever has another's data."""
+    """Move a graph and its data file into place; the old graph goes first, lest it meet the new data."""
     graph = staging / Path(record.file).name
     data = graph.with_name(f"{graph.name}.data")
     size, digest = graph.stat().st_size, sha256(graph)

@@ -6,7 +6,7 @@ CONTRIB = "com.microsoft"
 
 
 def fuse_skip_norms(graph: ir.Graph) -> None:
-    """Residual addition followed by RMS normalisation becomes SkipSimplifiedLayerNormalization, which also gives the sum."""
+    """Residual addition and RMS normalisation become SkipSimplifiedLayerNormalization, which gives both."""
     for node in list(graph):
         if node.op_type != "RMSNormalization" or node.domain:
             continue
@@ -31,7 +31,7 @@ def fuse_skip_norms(graph: ir.Graph) -> None:
         )
         graph.insert_before(addition, fused)
         for old, new in ((node.outputs[0], fused.outputs[0]), (addition.outputs[0], fused.outputs[3])):
-            new.dtype, new.shape = old.dtype, old.shape
+            new.type, new.shape = old.type, old.shape
             ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
             name, old.name = old.name, None
             new.name = name

@@ -36,14 +36,15 @@ def trace(model: StepModel, *, opset: int = OPSET) -> ir.Model:
     """
     settings = [layer.settings for layer in model.layers]
     inputs, outputs = step_graph.input_names(settings), step_graph.output_names(settings)
-    with torch.no_grad():
-        program = torch.onnx.export(
-            model.eval(), _samples(model), dynamo=True, opset_version=opset, verbose=False,
-            input_names=inputs, output_names=outputs, dynamic_shapes=_axes(settings),
-            custom_translation_table=operator.translation_table(),
-        )  # fmt: skip
-    assert program is not None
-    graph = program.model
+    graph = operator.exported(
+        model,
+        _samples(model),
+        opset=opset,
+        inputs=inputs,
+        outputs=outputs,
+        axes=_axes(settings),
+        translations=operator.translation_table(),
+    )
     graph.opset_imports.setdefault(DOMAIN, OP_VERSION)
     graph.ir_version = IR_VERSION
     _check(graph, inputs, opset)
@@ -67,7 +68,7 @@ def save(model: ir.Model, path: Path) -> None:
 
 
 def _samples(model: StepModel) -> tuple[Tensor, ...]:
-    """Example inputs: no size is 0 or 1, no two axes agree, no tensor is passed twice (export merges those)."""
+    """Example inputs: no size is 0 or 1, no two axes agree, no tensor occurs twice (export merges those)."""
     batch, nodes, rows, pending = 3, 5, 2, 4
     ancestors, length, index, count = operator.sample_call(batch, nodes, 6)
     past = [
@@ -86,7 +87,10 @@ def _axes(settings: list[AttentionSettings]) -> tuple[object, ...]:
         layers += [{0: batch}] * len(one.state_ports)
         layers += [{0: batch, 2: axis["pending"]}] * len(step_graph.PENDING_PARTS)
     return (
-        {0: batch, 1: nodes}, {0: batch, 1: nodes, 2: nodes}, {0: batch, 1: axis["rows"]}, {0: batch, 1: axis["accepts"]},
+        {0: batch, 1: nodes},
+        {0: batch, 1: nodes, 2: nodes},
+        {0: batch, 1: axis["rows"]},
+        {0: batch, 1: axis["accepts"]},
         {0: batch}, {0: batch}, tuple(layers),
     )  # fmt: skip
 
@@ -101,14 +105,15 @@ def _check(model: ir.Model, inputs: list[str], opset: int) -> None:
     if dangling:
         raise ExportError(
             f"graph input {dangling[0]!r} has no consumer",
-            hint="This architecture ignores an input of the step graph; report it with the model's config.json.",
+            hint="This architecture ignores an input of the step graph; report it with config.json.",
         )
 
 
 def share_storage(graph: ir.Graph) -> None:
     """Merge initialisers that are one tensor in memory (tied embeddings), so that they are written once.
 
-    A transposed view, which the exporter folds when the tensor is small, becomes a Transpose of the other again.
+    A transposed view, which the exporter folds when the tensor is small, becomes a Transpose of the other
+    again.
     """
     first: dict[int, ir.Value] = {}
     for name, value in list(graph.initializers.items()):
@@ -125,7 +130,7 @@ def share_storage(graph: ir.Graph) -> None:
         elif array.shape == other.T.shape and array.strides == other.T.strides:
             transpose = ir.node("Transpose", [kept], {"perm": list(range(array.ndim))[::-1]})
             graph.insert_before(graph[0], transpose)
-            transpose.outputs[0].dtype, transpose.outputs[0].shape = value.dtype, value.shape
+            transpose.outputs[0].type, transpose.outputs[0].shape = value.type, value.shape
             ir.convenience.replace_all_uses_with(value, transpose.outputs[0])
         else:
             continue
@@ -147,10 +152,10 @@ def name_weights(graph: ir.Graph, model: torch.nn.Module) -> None:
 
 
 def strip_metadata(model: ir.Model) -> None:
-    """Drop what the exporter notes about its own run: traces with local paths, several times the graph's size."""
-    for graph in (model.graph, *model.functions.values()):
-        graph.metadata_props.clear()
-        for node in graph:
+    """Drop the exporter's notes on its own run: local paths, and several times the graph's size."""
+    for owner in (model.graph, *model.functions.values()):
+        owner.metadata_props.clear()  # type: ignore[attr-defined]
+        for node in owner:
             node.metadata_props.clear()
             node.doc_string = None
             for value in node.outputs:

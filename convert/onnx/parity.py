@@ -1,4 +1,4 @@
-"""Whether an exported step graph says what the eager model says; run in a process of its own, which loads both from disk.
+"""Whether an exported step graph says what the eager model says; run in a process that loads both from disk.
 
 ``python -m lineahead.convert.onnx.parity ARTIFACT GRAPH PRECISION`` prints one JSON object.
 """
@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -20,7 +21,7 @@ from transformers import PreTrainedModel
 
 from lineahead.convert.checkpoint import load_model
 from lineahead.convert.onnx.quantize import stored_weights
-from lineahead.convert.onnx.rollout import Array, Backend, Case, cases, run
+from lineahead.convert.onnx.rollout import Array, Backend, Case, Turn, cases, run
 from lineahead.errors import ParityError
 from lineahead.plugins import step_graph
 from lineahead.plugins.augmented_attention.huggingface.layers import LinearLayer
@@ -29,6 +30,7 @@ from lineahead.plugins.augmented_attention.huggingface.step_model import StepMod
 
 logger = logging.getLogger(__name__)
 
+OWN_TOKENS = 64
 ROWS_FIRST = (torch.nn.Linear, torch.nn.Embedding)  # GPT-2's Conv1D keeps [K, N]
 Reference = list[list[list[Array]]]
 
@@ -42,7 +44,8 @@ class Parity:
         hidden_states: likewise.
         state: likewise, over every state and pending tensor at the end of each run.
         worst_case: the run in which it occurred.
-        kl: mean KL divergence of the graph's next-token distributions from float32 eager's; 0 without quantisation.
+        kl: mean KL divergence of the graph's next-token distributions from float32 eager's; 0 without
+            quantisation.
         agreement: how often both prefer the same token.
         rounding: largest relative RMS change of a weight matrix by quantisation.
     """
@@ -68,9 +71,10 @@ class Parity:
 def compare(artifact: Path, graph: Path, *, precision: str = "fp32", seed: int = 0) -> Parity:
     """Run eager and `graph` through the same script.
 
-    A quantised graph is compared, with its activations kept in float32, to eager on the dequantised weights: what is left
-    is rounding, so a wrong zero point or a swapped split is seen. `kl` and `agreement` are of the graph as shipped, against
-    float32 eager.
+    A quantised graph is compared, with its activations kept in float32, to eager on the dequantised weights:
+    what is left
+    is rounding, so a wrong zero point or a swapped split is seen. `kl` and `agreement` are of the graph as
+    shipped, against float32 eager, on text that the float32 model wrote.
 
     Args:
         artifact: the artifact folder.
@@ -81,9 +85,12 @@ def compare(artifact: Path, graph: Path, *, precision: str = "fp32", seed: int =
     model = StepModel(*_load(artifact))
     empty = [x.numpy() for x in model.empty(1)]
     script = cases(model.layers[0].settings, model.model.get_input_embeddings().num_embeddings, seed=seed)
-    reference = original = _roll(_eager(model), script, empty)
-    rounding = 0.0
-    if precision != "fp32":
+    rounding, text, original = 0.0, [], []
+    if precision == "fp32":
+        reference = _roll(_eager(model), script, empty)
+    else:
+        text = [own_text(model, empty, seed=seed)]
+        original = _roll(_eager(model), text, empty)
         rounding = load_rounded(model, ir.load(graph))
         reference = _roll(_eager(model), script, empty)
     del model
@@ -93,7 +100,7 @@ def compare(artifact: Path, graph: Path, *, precision: str = "fp32", seed: int =
     if precision == "fp32":
         return Parity(**result)
     judged.unlink()
-    quality = _quality(original, _roll(_session(graph), script, empty))
+    quality = _quality(original, _roll(_session(graph), text, empty))
     return Parity(**result, **quality, rounding=rounding)
 
 
@@ -112,6 +119,28 @@ def compare_in_subprocess(artifact: Path, graph: Path, *, precision: str = "fp32
             hint=f"Run it by hand: {' '.join(command[1:])}",
         )
     return Parity(**json.loads(process.stdout.splitlines()[-1]))
+
+
+def own_text(model: StepModel, empty: Sequence[Array], *, seed: int) -> Case:
+    """A text sampled from the model at temperature 1, as one call that returns every row."""
+    generator = torch.Generator().manual_seed(seed)
+    embeddings = model.model.get_input_embeddings()
+    start = model.model.config.get_text_config().bos_token_id
+    tokens = [start if isinstance(start, int) and start < embeddings.num_embeddings else 0]
+    past, backend = list(empty), _eager(model)
+    length: Array = np.zeros(1, np.int64)
+    pending = 0
+    one, row = np.ones((1, 1, 1), bool), np.zeros((1, 1), np.int64)
+    for _ in range(OWN_TOKENS):
+        index = np.zeros((1, pending), np.int64)
+        call = [np.array([tokens[-1:]]), one, row, index, np.array([pending]), length]
+        logits, _, length, *past = backend([*call, *past])
+        pending = 1
+        probabilities = torch.from_numpy(logits[0, 0]).softmax(-1)
+        tokens.append(int(torch.multinomial(probabilities, 1, generator=generator)))
+    nodes = len(tokens)
+    turn = Turn(tokens=np.array([tokens]), ancestors=np.tril(np.ones((1, nodes, nodes), bool)), accepted=[[]])
+    return Case(name="own text", turns=[turn], all_rows=True)
 
 
 def load_rounded(model: StepModel, graph: ir.Model) -> float:
@@ -175,7 +204,7 @@ def _roll(backend: Backend, script: list[Case], empty: Sequence[Array]) -> Refer
     return result
 
 
-def _differences(script: list[Case], reference: Reference, other: Reference) -> dict[str, float | str]:
+def _differences(script: list[Case], reference: Reference, other: Reference) -> dict[str, Any]:
     worst = {step_graph.LOGITS: 0.0, step_graph.HIDDEN_STATES: 0.0, "state": 0.0}
     worst_case, largest = script[0].name, -1.0
     for case, expected, got in zip(script, reference, other, strict=True):
@@ -195,7 +224,7 @@ def scaled_error(expected: Array, got: Array) -> float:
     return float(np.abs(expected - got).max(initial=0) / max(1.0, np.abs(expected).max(initial=0)))
 
 
-def _quality(reference: Reference, other: Reference) -> dict[str, float]:
+def _quality(reference: Reference, other: Reference) -> dict[str, Any]:
     """Mean KL divergence and agreement of the preferred token, over all rows of logits."""
     divergences, same = [], []
     for expected, got in zip(reference, other, strict=True):
@@ -207,4 +236,7 @@ def _quality(reference: Reference, other: Reference) -> dict[str, float]:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(
+        max(1, torch.get_num_threads() // 2)
+    )  # small steps: barriers on a busy machine cost more
     print(json.dumps(asdict(compare(Path(sys.argv[1]), Path(sys.argv[2]), precision=sys.argv[3]))))

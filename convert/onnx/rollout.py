@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lineahead.plugins.augmented_attention.schema import AttentionSettings
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 Backend = Callable[[Sequence[Array]], Sequence[Array]]
 
 
@@ -34,10 +35,12 @@ class Case:
     Attributes:
         name: what it exercises.
         turns: its calls.
+        all_rows: whether long calls return every row's logits, instead of three.
     """
 
     name: str
     turns: list[Turn]
+    all_rows: bool = False
 
 
 def cases(settings: AttentionSettings, vocabulary: int, *, seed: int = 0) -> list[Case]:
@@ -63,17 +66,23 @@ def cases(settings: AttentionSettings, vocabulary: int, *, seed: int = 0) -> lis
 
     starts = (span - 1, span, 2 * span - 2)
     return [
-        Case(name="prefill and decode", turns=[*(chain(n) for n in (span, span, span // 2 + 1)), *(chain(1) for _ in range(6))]),
+        Case(name="prefill and decode", turns=[chain(n) for n in (span, span, span // 2 + 1, *[1] * 6)]),
         *(Case(name=f"trees from {n}", turns=[chain(n), trees(7, 1), trees(5, 1), chain(1)]) for n in starts),
         Case(
             name="ragged batch",
-            turns=[trees(span + 3, 2), trees(6, 2, refuse=0), trees(6, 2), trees(4, 2, refuse=1), trees(1, 2)],
+            turns=[
+                trees(span + 3, 2),
+                trees(6, 2, refuse=0),
+                trees(6, 2),
+                trees(4, 2, refuse=1),
+                trees(1, 2),
+            ],
         ),
     ]  # fmt: skip
 
 
 def random_tree(rng: np.random.Generator, nodes: int) -> tuple[Array, list[list[int]]]:
-    """A random tree with nearby parents: its ancestor matrix ``[T, T]`` and every node's path from the root."""
+    """A random tree with nearby parents: ancestor matrix ``[T, T]``, and every node's path from the root."""
     paths, tree = [[0]], np.zeros((nodes, nodes), bool)
     for node in range(1, nodes):
         paths.append([*paths[int(rng.integers(max(0, node - 3), node))], node])
@@ -104,7 +113,7 @@ def run(backend: Backend, case: Case, empty: Sequence[Array]) -> Iterator[Sequen
         )
         count = np.array([len(path) for path in accepted], np.int64)
         nodes = turn.tokens.shape[1]
-        rows = np.arange(nodes) if nodes < 9 else np.array([0, nodes // 2, nodes - 1])
+        rows = np.arange(nodes) if nodes < 9 or case.all_rows else np.array([0, nodes // 2, nodes - 1])
         call = (turn.tokens, turn.ancestors, np.tile(rows, (batch, 1)), index, count, length)
         outputs = backend([*call, *past])
         yield outputs

@@ -1,4 +1,4 @@
-"""The step form as the torch operator `lineahead::augmented_attention`, so that torch.export keeps it in one piece."""
+"""The step form as torch operator `lineahead::augmented_attention`, which torch.export keeps in one piece."""
 
 from collections.abc import Callable
 from dataclasses import fields
@@ -27,7 +27,7 @@ def attributes(settings: AttentionSettings, scale: float) -> dict[str, Any]:
 
 
 def _run(*arguments: Any) -> tuple[Tensor, ...]:
-    """:func:`step.step` with the settings spelled out; a port that passes through is copied, as custom operators must."""
+    """:func:`step.step` with the settings spelled out; custom operators must copy what passes through."""
     ports, rest = arguments[: len(INPUTS)], arguments[len(INPUTS) :]
     settings = AttentionSettings(**dict(zip(SETTINGS, rest[:-1], strict=True)))
     results = step(*ports, settings=settings, scale=rest[-1])

@@ -5,6 +5,9 @@ for the node
 (an ONNX Runtime custom operator, a TensorRT plugin) ignores the body; everyone else inlines it.
 """
 
+import logging
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,7 +111,7 @@ def dimensions() -> dict[str, Any]:
 
 
 def sample_call(batch: int = 3, nodes: int = 5, accepts: int = 2) -> tuple[Tensor, ...]:
-    """Example `ancestors, length, accept_index, accept_count`; sizes differ from one another so that no axes are tied."""
+    """Example `ancestors, length, accept_index, accept_count`; sizes all differ, so that no axes are tied."""
     chain = torch.ones(nodes, nodes, dtype=torch.bool).tril().repeat(batch, 1, 1)
     index = torch.zeros(batch, accepts, dtype=torch.int64)
     return chain, torch.full((batch,), 7), index, torch.full((batch,), 1)
@@ -175,6 +178,44 @@ def _dynamic_axes(ports: dict[str, Tensor]) -> dict[str, dict[int, Any]]:
     return {name: table.get(name, {}) for name in INPUTS}
 
 
+def exported(
+    module: nn.Module,
+    arguments: tuple[Tensor, ...],
+    *,
+    opset: int,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    axes: Any,
+    translations: dict[Any, Any] | None = None,
+) -> ir.Model:
+    """``torch.onnx.export`` without its warnings about itself; weights stay references to the parameters.
+
+    Args:
+        module: what to trace.
+        arguments: example inputs.
+        opset: version of the default domain.
+        inputs: names of the graph's inputs.
+        outputs: names of its outputs.
+        axes: dynamic axes, as torch.export takes them.
+        translations: of custom operators.
+    """
+    registry = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = registry.level
+    registry.setLevel(logging.ERROR)  # it lists the torchvision operators that it cannot find
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                module.eval(), arguments, dynamo=True, opset_version=opset, verbose=False,
+                input_names=list(inputs),
+                output_names=list(outputs), dynamic_shapes=axes, custom_translation_table=translations or {},
+            )  # fmt: skip
+    finally:
+        registry.setLevel(level)
+    assert program is not None
+    return program.model
+
+
 def function_body(body: Body, *, opset: int, overload: str = "") -> ir.Function:
     """The model-local function of `body`: :func:`step.step` traced on its own.
 
@@ -184,13 +225,14 @@ def function_body(body: Body, *, opset: int, overload: str = "") -> ir.Function:
         overload: tells functions of one model apart; nodes carry the same string.
     """
     ports = _sample_ports(body)
-    program = torch.onnx.export(
-        _Step(body).eval(), tuple(ports.values()), dynamo=True, opset_version=opset, verbose=False,
-        input_names=list(INPUTS), output_names=[f"{name}_out" for name in OUTPUTS],
-        dynamic_shapes=_dynamic_axes(ports),
-    )  # fmt: skip
-    assert program is not None
-    model = program.model
+    model = exported(
+        _Step(body),
+        tuple(ports.values()),
+        opset=opset,
+        inputs=INPUTS,
+        outputs=[f"{name}_out" for name in OUTPUTS],
+        axes=_dynamic_axes(ports),
+    )
     simplify(model)
     graph = model.graph
     _own_outputs(graph)
@@ -221,7 +263,7 @@ def simplify(model: ir.Model) -> None:
 
 
 def _own_outputs(graph: ir.Graph) -> None:
-    """Give every output a node of its own: a port that passes through, or is given out twice, gets an Identity."""
+    """Give every output its own node: what passes through, or is given out twice, gets an Identity."""
     seen: set[ir.Value] = set(graph.inputs)
     for position, value in enumerate(graph.outputs):
         if value in seen:

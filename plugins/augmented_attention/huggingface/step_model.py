@@ -1,4 +1,4 @@
-"""A transformers causal LM as the explicit-state step graph: what export traces and what the eager backend runs."""
+"""A transformers causal LM as the explicit-state step graph: export traces it, the eager backend runs it."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -54,7 +54,7 @@ def _attention(
     scaling: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """The registered attention function: one step of the layer's operator, its state taken from the running call."""
+    """The registered attention function: one step of the layer's operator on the running call's state."""
     call, layer = _CALL.get(), getattr(module, ATTRIBUTE, None)
     if call is None or not isinstance(layer, AugmentedAttention):
         raise ArchitectureError(
@@ -87,9 +87,10 @@ def _select_rows(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, .
 
 
 class StepModel(nn.Module):
-    """An unmodified transformers model whose state is its arguments; ports as in :mod:`lineahead.plugins.step_graph`.
+    """An unmodified transformers model with its state as arguments; ports as in ``plugins/step_graph.py``.
 
-    The learned operands are read once, here: build it after training. The model inside is switched to this attention and
+    The learned operands are read once, here: build it after training. The model inside is switched to this
+    attention and
     serves nothing else until `set_attn_implementation` is called again.
 
     Attributes:
@@ -164,7 +165,7 @@ class StepModel(nn.Module):
         return tensors
 
     def _by_layer(self, past: tuple[Tensor, ...], device: torch.device) -> dict[int, tuple[Tensor, ...]]:
-        """State, then pending key and value of each layer, with a placeholder for every port that it does not have."""
+        """State, then pending key and value of each layer; a placeholder for every port it does not have."""
         flat, result = iter(past), {}
         for layer in self.layers:
             have = {name: next(flat) for name in layer.settings.state_ports}
