@@ -43,10 +43,18 @@ class Blocks:
 
     def dequantized(self) -> Floats:
         """The matrix that the integers stand for, ``[N, K]``."""
-        rows, blocks = self.scales.shape
-        codes = _unpack(self.codes.reshape(rows, -1), self.bits).reshape(rows, blocks, self.block)
-        zeros = _unpack(self.zeros, self.bits)[:, :blocks]
-        weights = (codes.astype(np.float32) - zeros[:, :, None]) * self.scales[:, :, None]
+        result: Floats = np.empty((len(self.codes), self.columns), np.float32)
+        for start in range(0, len(result), CHUNK_ROWS):
+            part = slice(start, start + CHUNK_ROWS)
+            result[part] = self._rows(part)
+        return result
+
+    def _rows(self, part: slice) -> Floats:
+        scales = self.scales[part]
+        rows, blocks = scales.shape
+        codes = _unpack(self.codes[part].reshape(rows, -1), self.bits).reshape(rows, blocks, self.block)
+        zeros = _unpack(self.zeros[part], self.bits)[:, :blocks]
+        weights = (codes.astype(np.float32) - zeros[:, :, None]) * scales[:, :, None]
         return weights.reshape(rows, -1)[:, : self.columns]
 
 
@@ -115,11 +123,13 @@ def _pack(codes: Bytes, bits: int) -> Bytes:
     if bits == 8:
         return codes
     even = np.pad(codes, ((0, 0), (0, codes.shape[1] % 2)))
-    return even[:, 0::2] | (even[:, 1::2] << 4)
+    packed: Bytes = even[:, 0::2] | (even[:, 1::2] << np.uint8(4))
+    return packed
 
 
 def _unpack(codes: Bytes, bits: int) -> Bytes:
     if bits == 8:
         return codes
-    halves = np.stack([codes & np.uint8(15), codes >> np.uint8(4)], -1).astype(np.uint8, copy=False)
-    return halves.reshape(len(codes), -1)
+    whole: Bytes = np.empty((len(codes), codes.shape[1] * 2), np.uint8)
+    whole[:, 0::2], whole[:, 1::2] = codes & 15, codes >> 4
+    return whole
