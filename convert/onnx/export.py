@@ -27,8 +27,8 @@ logger = logging.getLogger(__name__)
 
 PRECISIONS = ("fp32", "int8", "int4")
 FOLDER = "onnx"
-PARITY_BOUND = 1e-4
-ROUNDING_BOUND = {"fp32": 0.0, "int8": 0.02, "int4": 0.2}  # measured: 0.006 and 0.09 on SmolLM2-135M
+PARITY_BOUND = {"fp32": 1e-4, "int8": 1e-3, "int4": 1e-3}  # measured on SmolLM2-135M: 6e-6, 9e-5, 1e-5
+ROUNDING_BOUND = {"fp32": 0.0, "int8": 0.02, "int4": 0.2}  # measured on SmolLM2-135M: 0.005, 0.08
 Report = Callable[[str], None]
 
 
@@ -113,10 +113,11 @@ def check(parity: Parity, precision: str, name: str) -> None:
     Raises:
         ParityError: naming the figure at fault.
     """
-    if not parity.largest <= PARITY_BOUND:
+    bound = PARITY_BOUND[precision]
+    if not parity.largest <= bound:
         raise ParityError(
             f"{name}: differs from eager by {parity.largest:.1e} in {parity.worst_case!r}, "
-            f"more than {PARITY_BOUND:.0e}",
+            f"more than {bound:.0e}",
             hint="Nothing was saved. Report it with the model's config.json.",
         )
     if not parity.rounding <= ROUNDING_BOUND[precision]:
