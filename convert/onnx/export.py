@@ -131,12 +131,15 @@ def _trace(artifact: Path, path: Path, opset: int) -> None:
     model = load_model(artifact, dtype=torch.float32)
     try:
         save(trace(StepModel(model, layers_of(model.config)), opset=opset), path)
-    except (LineaheadError, OSError):
-        raise
-    except Exception as error:  # the exporter raises whatever it met
+    except torch.onnx.OnnxExporterError as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None and not isinstance(cause, LineaheadError):
+            cause = cause.__cause__
+        if isinstance(cause, LineaheadError):
+            raise cause from error
         raise ExportError(
-            f"torch.onnx.export failed on {type(model).__name__}: {str(error).strip().splitlines()[0]}",
-            hint="Run with -v for the exporter's report.",
+            f"torch.onnx.export failed on {type(model).__name__}: {str(cause).strip().splitlines()[0]}",
+            hint="This architecture cannot be traced; the eager backend runs it.",
         ) from error
     finally:
         del model

@@ -102,13 +102,18 @@ class StepModel(nn.Module):
         """Bind `model` and `layers`.
 
         Raises:
-            ArchitectureError: when the layers are not 0, 1, 2, ... or the model has no output embeddings.
+            ArchitectureError: when not every attention layer is converted, or there are no output embeddings.
         """
         super().__init__()
         self.layers = sorted(layers, key=lambda layer: layer.index)
         if [layer.index for layer in self.layers] != list(range(len(self.layers))):
             raise ArchitectureError(
                 f"converted layers {[layer.index for layer in self.layers]} leave gaps",
+                hint="A step graph needs every attention layer converted.",
+            )
+        if getattr(model.config, "lineahead", {}).get("hybrid"):
+            raise ArchitectureError(
+                f"{type(model).__name__} has softmax attention layers beside the converted ones",
                 hint="A step graph needs every attention layer converted.",
             )
         head = model.get_output_embeddings()

@@ -116,6 +116,13 @@ def test_gaps_between_layers_are_refused(converted):
         StepModel(model, layers[1:])
 
 
+def test_softmax_layers_beside_are_refused(softmax_model):
+    model = softmax_model("llama")
+    layers = linearize(model, preset("augmented"), layers=[0])
+    with pytest.raises(ArchitectureError, match="softmax attention layers beside"):
+        StepModel(model, layers)
+
+
 def test_attention_outside_a_step_is_refused(converted):
     model, layers = converted()
     StepModel(model, layers)
