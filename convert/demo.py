@@ -151,7 +151,13 @@ def _steps(artifact: Path, recipe: Recipe, text: Path | None, announce: Callable
 
 
 def _write_manual(folder: Path) -> None:
-    """The Python manual, text that every interpreter brings along: three topics of four to train on."""
+    """The Python manual, text that every interpreter brings along: three topics of four to train on.
+
+    Topics repeat each other's paragraphs; those of the training text are left out of the evaluation text.
+    """
     names = sorted(topics)
-    write_text(folder / TRAIN_FILE, "\n\n".join(topics[name] for i, name in enumerate(names) if i % 4))
-    write_text(folder / TEST_FILE, "\n\n".join(topics[name] for name in names[::4]))
+    train = [one for i, name in enumerate(names) if i % 4 for one in topics[name].split("\n\n")]
+    test = [one for name in names[::4] for one in topics[name].split("\n\n")]
+    seen = set(train)
+    write_text(folder / TRAIN_FILE, "\n\n".join(train))
+    write_text(folder / TEST_FILE, "\n\n".join(one for one in test if one not in seen))
