@@ -20,6 +20,7 @@ import torch
 from transformers import PreTrainedModel
 
 from lineahead.convert.checkpoint import load_model
+from lineahead.convert.onnx.blockwise import CHUNK_ROWS
 from lineahead.convert.onnx.quantize import stored_weights
 from lineahead.convert.onnx.rollout import Array, Backend, Case, Turn, cases, run
 from lineahead.errors import ParityError
@@ -153,10 +154,18 @@ def load_rounded(model: StepModel, graph: ir.Model) -> float:
     for name, matrix in stored_weights(graph):
         weight = model.get_parameter(name.removesuffix(".T")).data
         rows_first = isinstance(model.get_submodule(name.removesuffix(".T").rpartition(".")[0]), ROWS_FIRST)
-        rounded = torch.from_numpy(matrix if rows_first else matrix.T)
-        worst = max(worst, float((rounded - weight).norm() / weight.norm().clamp(min=1e-20)))
-        weight.copy_(rounded)
+        target = weight if rows_first else weight.T
+        worst = max(worst, _relative_change(target, matrix))
+        target.copy_(torch.from_numpy(matrix))
     return worst
+
+
+def _relative_change(before: torch.Tensor, after: Array) -> float:
+    """RMS of the change over RMS, by rows: a table of embeddings is too large for temporaries of its size."""
+    pairs = zip(before.split(CHUNK_ROWS), torch.from_numpy(after).split(CHUNK_ROWS), strict=True)
+    parts = [((b - a).square().sum(), a.square().sum()) for a, b in pairs]
+    change, size = (torch.stack([part[i] for part in parts]).sum() for i in range(2))
+    return float((change / size.clamp(min=1e-30)).sqrt())
 
 
 def _load(artifact: Path) -> tuple[PreTrainedModel, list[LinearLayer]]:

@@ -21,7 +21,7 @@ CONTRIB = "com.microsoft"
 BITS = {"int8": 8, "int4": 4}
 BLOCK = 32
 ACCURACY_LEVEL = 4  # int8 activations inside the kernel: the only level with a fast 4-bit one on x86
-KEEP_BITS = 8  # of what 4 bits hurt most: see `_bits`
+KEEP_BITS = 8  # of what 4 bits hurt most: see `_keeps_bits`
 RECORD = "lineahead.quantized"
 NORMALIZES = ("RMSNormalization", "LayerNormalization", "SimplifiedLayerNormalization", "ReduceMean")
 
@@ -53,12 +53,11 @@ def quantize(model: ir.Model, *, bits: int) -> None:
     """Quantise every product by a constant matrix in place, and the table of token embeddings.
 
     Products of one input (query, key and value; gate and up) become one product. A table that is also the LM
-    head's
-    matrix is stored once. What each group of integers stands for is recorded in the model's metadata.
+    head's matrix is stored once. What each group of integers stands for is recorded in the model's metadata.
 
     Args:
         model: a step or draft graph in float32; weights may be lazy.
-        bits: 4 or 8; under 4, the matrices named in :func:`_bits` get 8.
+        bits: 4 or 8; under 4, the matrices named in :func:`_keeps_bits` get 8.
     """
     graph = model.graph
     tables = {node.inputs[0]: node for node in graph if _is_table(node)}
@@ -110,14 +109,24 @@ def stored_weights(model: ir.Model) -> Iterator[tuple[str, Floats]]:
     }
     for codes_name, parts in json.loads(model.metadata_props[RECORD]).items():
         stem = codes_name.removesuffix(".codes")
-        codes, scales, zeros = (_array(graph, f"{stem}.{part}") for part in ("codes", "scales", "zeros"))
-        bits = codes.shape[-1] * 8 // BLOCK
-        width = columns.get(codes_name) or scales.shape[1] * BLOCK
-        blocks = Blocks(codes=codes, scales=scales, zeros=zeros, bits=bits, block=BLOCK, columns=width)
-        start, matrix = 0, blocks.dequantized()
+        matrix = _blocks(graph, stem, columns.get(codes_name)).dequantized()
+        start = 0
         for name, count in parts:
             yield name, matrix[start : start + count]
             start += count
+        _unmap(graph.initializers[codes_name].const_value)
+
+
+def _blocks(graph: ir.Graph, stem: str, columns: int | None) -> Blocks:
+    codes, scales, zeros = (_array(graph, f"{stem}.{part}") for part in ("codes", "scales", "zeros"))
+    return Blocks(
+        codes=codes,
+        scales=scales,
+        zeros=zeros,
+        bits=codes.shape[-1] * 8 // BLOCK,
+        block=BLOCK,
+        columns=columns or scales.shape[1] * BLOCK,
+    )
 
 
 def _array(graph: ir.Graph, name: str) -> Any:
@@ -129,13 +138,16 @@ def _array(graph: ir.Graph, name: str) -> Any:
 def _keeps_bits(group: list[_Product]) -> bool:
     """Whether a group keeps 8 bits: the LM head, what attention reads, a feed-forward's second product.
 
-    Mean KL divergence from float32 on 1,024 tokens of WikiText-2, SmolLM2-135M-Instruct with softmax
-    attention, and
-    time of one step without attention on one core: everything at 4 bits 0.32 and 12.6 ms; with the head at 8
-    0.25; and
-    what attention reads 0.14 and 13.5 ms; and the feed-forward's second product 0.06 and 14.4 ms; everything
-    at 8 bits
-    0.001 and 17.0 ms.
+    Mean KL divergence from float32 on 1,024 tokens of WikiText-2 (SmolLM2-135M-Instruct, softmax attention),
+    and time of one step without attention on one core:
+
+    ==========================================  =====  =======
+    everything at 4 bits                        0.32   12.6 ms
+    and the LM head at 8                        0.25
+    and what attention reads                    0.14   13.5 ms
+    and the feed-forwards' second products      0.06   14.4 ms
+    everything at 8                             0.001  17.0 ms
+    ==========================================  =====  =======
     """
     if group[0].lhs.name == step_graph.HIDDEN_STATES:
         return True
@@ -302,5 +314,11 @@ def _release(graph: ir.Graph, weight: ir.Value) -> None:
             graph.remove(use.node, safe=True)
     if not weight.uses() and weight.name is not None:
         graph.initializers.pop(weight.name, None)
-        if isinstance(weight.const_value, ir.ExternalTensor):
-            weight.const_value.release()
+        weight.const_value, tensor = None, weight.const_value
+        _unmap(tensor)
+
+
+def _unmap(tensor: ir.TensorProtocol | None) -> None:
+    """Close the map of the data file that reading a tensor opened: its pages count as memory."""
+    if isinstance(tensor, ir.ExternalTensor):
+        tensor.release()
