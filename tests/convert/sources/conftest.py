@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-if "tiny_ggufs" not in sys.modules:
-    _spec = importlib.util.spec_from_file_location("tiny_ggufs", Path(__file__).with_name("ggufs.py"))
-    sys.modules["tiny_ggufs"] = importlib.util.module_from_spec(_spec)
-    _spec.loader.exec_module(sys.modules["tiny_ggufs"])
+for _name, _file in {"tiny_ggufs": "ggufs.py", "refusals": "refusals.py"}.items():
+    if _name not in sys.modules:
+        _spec = importlib.util.spec_from_file_location(_name, Path(__file__).with_name(_file))
+        sys.modules[_name] = importlib.util.module_from_spec(_spec)
+        _spec.loader.exec_module(sys.modules[_name])
 
 TEXT = [
     "The quick brown fox jumps over the lazy dog, 1234567890 times.\n",
