@@ -4,6 +4,7 @@ import hashlib
 import shutil
 
 import pytest
+import torch
 
 from lineahead.convert.onnx import export as module
 from lineahead.convert.onnx.export import export_onnx
@@ -34,8 +35,14 @@ def artifact(tiny_artifact, tmp_path):
 
 
 @pytest.fixture
-def trusting(monkeypatch):
-    """Skip the comparison, which has tests of its own."""
+def ready(monkeypatch, traced):
+    """Take the graph that was traced once."""
+    monkeypatch.setattr(module, "_trace", lambda _, path, __: shutil.copy(traced, path))
+
+
+@pytest.fixture
+def trusting(monkeypatch, ready):
+    """Skip the comparison too, which has tests of its own."""
     monkeypatch.setattr(module, "compare_in_subprocess", lambda *_, **__: GOOD)
 
 
@@ -61,7 +68,7 @@ def test_all_precisions_and_the_manifest(artifact, trusting):
     assert len(read_manifest(artifact).exports) == 3
 
 
-def test_a_mismatch_saves_nothing(artifact, monkeypatch):
+def test_a_mismatch_saves_nothing(artifact, ready, monkeypatch):
     monkeypatch.setattr(module, "compare_in_subprocess", lambda *_, **__: BAD)
     (artifact / "onnx").mkdir()
     (artifact / "onnx" / "verifier.onnx").write_bytes(b"old")
@@ -87,8 +94,19 @@ def test_a_full_disk_leaves_no_file(artifact, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
+    monkeypatch.setattr(module, "trace", lambda *_, **__: None)
     monkeypatch.setattr(module, "save", full)
     with pytest.raises(StorageError, match="no space left"):
+        export_onnx(artifact, precisions=["fp32"])
+    assert list((artifact / "onnx").iterdir()) == []
+
+
+def test_an_exporter_that_fails_is_one_line(artifact, monkeypatch):
+    def fail(*_, **__):
+        raise torch.onnx.OnnxExporterError("step 1/3") from ValueError("no such operator\nand a long report")
+
+    monkeypatch.setattr(module, "trace", fail)
+    with pytest.raises(ExportError, match=r"torch\.onnx\.export failed on .*: no such operator$"):
         export_onnx(artifact, precisions=["fp32"])
     assert list((artifact / "onnx").iterdir()) == []
 
