@@ -295,6 +295,6 @@ def open_drafter(
     if name == "medusa":
         from lineahead.runtime.backends.ort_heads import OnnxRuntimeHeads
 
-        heads = OnnxRuntimeHeads(artifact.draft_graph(), provider=provider, threads=threads)
+        heads = OnnxRuntimeHeads(artifact.draft_graph(), provider=provider)
         return MedusaDrafter(heads, max_nodes=nodes, shape=shape)
     raise InputError(f"unknown drafter {name!r}", hint=f"Choose one of: {', '.join(DRAFTERS)}.")

@@ -15,14 +15,14 @@ HIDDEN, TOKENS, LOG_PROBS = "hidden_states", "tokens", "log_probs"
 class OnnxRuntimeHeads:
     """Runs ``onnx/draft.onnx``: hidden states ``[B, E]`` to candidates and their log-probabilities."""
 
-    def __init__(self, graph: Path, *, provider: Provider = "cpu", threads: int = 0) -> None:
-        """Load the graph.
+    def __init__(self, graph: Path, *, provider: Provider = "cpu") -> None:
+        """Load the graph, on one thread: a second pool of spinning threads slows both graphs down tenfold.
 
         Raises:
             ArtifactError: when it is missing or not a draft graph.
             BackendError: when it cannot be loaded on `provider`.
         """
-        self._session: Any = open_graph(graph, provider=provider, threads=threads)
+        self._session: Any = open_graph(graph, provider=provider, threads=1)
         inputs = {one.name for one in self._session.get_inputs()}
         outputs = {one.name for one in self._session.get_outputs()}
         if inputs != {HIDDEN} or not {TOKENS, LOG_PROBS} <= outputs:

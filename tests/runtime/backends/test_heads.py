@@ -54,7 +54,7 @@ def drafting(artifact, tmp_path_factory):
 def test_heads(drafting):
     folder, weight = drafting
     hidden = np.random.default_rng(1).normal(size=(2, WIDTH)).astype(np.float32)
-    tokens, log_probs = OnnxRuntimeHeads(folder / "onnx" / "draft.onnx", threads=1)(hidden)
+    tokens, log_probs = OnnxRuntimeHeads(folder / "onnx" / "draft.onnx")(hidden)
     scores = (hidden @ weight).reshape(2, HEADS, VOCAB)
     assert (tokens == np.argsort(-scores, -1)[..., :TOP]).all()
     assert (np.diff(log_probs) <= 0).all()
