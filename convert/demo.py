@@ -156,8 +156,8 @@ def _write_manual(folder: Path) -> None:
     Topics repeat each other's paragraphs; those of the training text are left out of the evaluation text.
     """
     names = sorted(topics)
-    train = [one for i, name in enumerate(names) if i % 4 for one in topics[name].split("\n\n")]
-    test = [one for name in names[::4] for one in topics[name].split("\n\n")]
+    train = [one for i, name in enumerate(names) if i % 4 for one in topics[name].strip().split("\n\n")]
+    test = [one for name in names[::4] for one in topics[name].strip().split("\n\n")]
     seen = set(train)
     write_text(folder / TRAIN_FILE, "\n\n".join(train))
     write_text(folder / TEST_FILE, "\n\n".join(one for one in test if one not in seen))
