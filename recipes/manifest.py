@@ -144,6 +144,7 @@ class Export(Record):
         opset: ONNX operator set.
         bytes: size with its external data.
         sha256: of the graph file.
+        data_sha256: of the weights beside it, ``<file>.data``; empty when the graph holds them.
         parity: largest differences from eager, by output.
     """
 
@@ -153,6 +154,7 @@ class Export(Record):
     opset: int
     bytes: int = 0
     sha256: str = ""
+    data_sha256: str = ""
     parity: dict[str, float] = {}
 
 

@@ -137,10 +137,13 @@ def _no_exports(folder: Path) -> Finding:
 def _export(folder: Path, manifest: Manifest, export: Export) -> Finding:
     """A graph file is the one that the manifest names, and this ONNX Runtime reads its operator set."""
     path, cure = folder / export.file, f"lineahead export onnx {folder}"
-    if not path.is_file():
-        return Finding(check=export.file, status="problem", detail="missing", cure=cure)
-    if export.sha256 and sha256(path) != export.sha256:
-        return Finding(check=export.file, status="problem", detail="changed since it was exported", cure=cure)
+    parts = ((path, export.sha256), (path.with_name(f"{path.name}.data"), export.data_sha256))
+    for part, digest in parts:
+        if not part.is_file() and (digest or part is path):
+            return Finding(check=export.file, status="problem", detail=f"{part.name}: missing", cure=cure)
+        if digest and sha256(part) != digest:
+            detail = f"{part.name}: changed since it was exported"
+            return Finding(check=export.file, status="problem", detail=detail, cure=cure)
     newest = _newest_opset()
     if newest is not None and export.opset > newest:
         detail = f"opset {export.opset}, but this ONNX Runtime reads up to {newest}"

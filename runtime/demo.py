@@ -56,7 +56,7 @@ def table(
     for precision in precisions:
         progress(f"{precision}: loading")
         generator = Generator.load(folder, precision=precision, threads=threads)
-        rows += _speeds(generator, precision, tokens, draft_nodes, threads, progress)
+        rows += _speeds(generator, precision, tokens, draft_nodes, progress)
     return rows + _state_rows(folder, manifest)
 
 
@@ -103,12 +103,11 @@ def _speeds(
     precision: str,
     tokens: int,
     draft_nodes: int,
-    threads: int,
     progress: Callable[[str], None],
 ) -> list[Row]:
     drafters: dict[str, Drafter] = {"lookup": LookupDrafter(max_nodes=draft_nodes)}
     if generator.artifact.has_draft:
-        drafters["medusa"] = open_drafter(generator.artifact, "medusa", nodes=draft_nodes, threads=threads)
+        drafters["medusa"] = open_drafter(generator.artifact, "medusa", nodes=draft_nodes)
     plain, found = speculation(
         generator,
         prompts(generator),

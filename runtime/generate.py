@@ -102,7 +102,7 @@ class Generator:
             threads=threads,
             implementation=implementation,
         )
-        made = open_drafter(artifact, drafter, nodes=draft_nodes, provider=provider, threads=threads)
+        made = open_drafter(artifact, drafter, nodes=draft_nodes, provider=provider)
         return cls(artifact, session, tokenizer, made)
 
     def encode(self, prompt: Prompt) -> list[int]:
@@ -280,7 +280,6 @@ def open_drafter(
     nodes: int = 8,
     shape: Shape = "adaptive",
     provider: Provider = "cpu",
-    threads: int = 0,
 ) -> Drafter:
     """The drafter by name; a new drafter is one file in ``drafters/`` and one branch here.
 

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from lineahead import cli, errors
-from lineahead.runtime import console
+from lineahead.recipes import console
 
 
 def commands(group, prefix=()):

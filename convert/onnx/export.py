@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 PRECISIONS = ("fp32", "int8", "int4")
 FOLDER = "onnx"
+STAGING = ".export-"
 PARITY_BOUND = {"fp32": 1e-4, "int8": 1e-3, "int4": 1e-3}  # measured on SmolLM2-135M: 6e-6, 9e-5, 1e-5
 ROUNDING_BOUND = {"fp32": 0.0, "int8": 0.02, "int4": 0.2}  # measured on SmolLM2-135M: 0.005, 0.08
 Report = Callable[[str], None]
@@ -148,10 +149,15 @@ def _trace(artifact: Path, path: Path, opset: int) -> None:
 
 @contextmanager
 def _staging(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside the graphs, on the same file system, removed at the end."""
+    """A temporary folder beside the graphs, on the same file system, removed at the end.
+
+    What a killed export left there is removed too: one export of an artifact runs at a time.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=".export-", dir=folder))
+        for stale in folder.glob(f"{STAGING}*"):
+            shutil.rmtree(stale, ignore_errors=True)
+        staging = Path(tempfile.mkdtemp(prefix=STAGING, dir=folder))
         try:
             yield staging
         finally:
@@ -166,15 +172,15 @@ def _publish(staging: Path, folder: Path, record: Export) -> Export:
     """Move a graph and its data file into place; the old graph goes first, lest it meet the new data."""
     graph = staging / Path(record.file).name
     data = graph.with_name(f"{graph.name}.data")
-    size, digest = graph.stat().st_size, sha256(graph)
+    size, digest, data_digest = graph.stat().st_size, sha256(graph), ""
     (folder / graph.name).unlink(missing_ok=True)
     if data.exists():
-        size += data.stat().st_size
+        size, data_digest = size + data.stat().st_size, sha256(data)
         os.replace(data, folder / data.name)
     else:
         (folder / data.name).unlink(missing_ok=True)
     os.replace(graph, folder / graph.name)
-    return record.model_copy(update={"bytes": size, "sha256": digest})
+    return record.model_copy(update={"bytes": size, "sha256": digest, "data_sha256": data_digest})
 
 
 def _record(artifact: Path, records: tuple[Export, ...]) -> None:

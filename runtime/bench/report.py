@@ -226,7 +226,6 @@ def _drafters(generator: Generator, request: BenchRequest) -> dict[str, Drafter]
                 "medusa",
                 nodes=request.draft_nodes,
                 shape="chain" if shape == "chain" else "adaptive",
-                threads=request.threads,
             )
     return made
 

@@ -33,8 +33,16 @@ def folder(tmp_path):
     graph = tmp_path / "onnx" / "verifier.onnx"
     graph.parent.mkdir()
     graph.write_bytes(b"graph")
+    weights = graph.with_name("verifier.onnx.data")
+    weights.write_bytes(b"weights")
     export = Export(
-        file="onnx/verifier.onnx", kind="verifier", precision="fp32", opset=21, bytes=5, sha256=sha256(graph)
+        file="onnx/verifier.onnx",
+        kind="verifier",
+        precision="fp32",
+        opset=21,
+        bytes=12,
+        sha256=sha256(graph),
+        data_sha256=sha256(weights),
     )
     draft = Draft(
         folder="draft", kind="medusa", heads=1, vocabulary=4, tokens=1, data_hash="", top1=(), top5=()
@@ -69,6 +77,7 @@ def test_a_whole_artifact_has_no_problem(folder):
         ("tokenizer.json", "tokenizer"),
         ("draft/model.safetensors", "draft draft"),
         ("onnx/verifier.onnx", "onnx/verifier.onnx"),
+        ("onnx/verifier.onnx.data", "onnx/verifier.onnx"),
     ],
 )
 @pytest.mark.parametrize("fault", ["missing", "truncated", "garbage"])

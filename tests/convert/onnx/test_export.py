@@ -64,8 +64,29 @@ def test_all_precisions_and_the_manifest(artifact, trusting):
         content = (artifact / record.file).read_bytes()
         assert record.bytes == len(content)
         assert record.sha256 == hashlib.sha256(content).hexdigest()
+        assert record.data_sha256 == ""
     export_onnx(artifact, precisions=["int4"])
     assert len(read_manifest(artifact).exports) == 3
+
+
+def test_what_a_killed_export_left_behind_is_removed(artifact, trusting):
+    left = artifact / "onnx" / f"{module.STAGING}killed"
+    left.mkdir(parents=True)
+    (left / "verifier.onnx").write_bytes(b"half")
+    export_onnx(artifact, precisions=["fp32"])
+    assert [path.name for path in (artifact / "onnx").iterdir()] == ["verifier.onnx"]
+
+
+def test_weights_beside_the_graph_are_hashed_too(artifact, trusting, monkeypatch):
+    def split(_, path, __):
+        path.write_bytes(b"graph")
+        path.with_name(f"{path.name}.data").write_bytes(b"weights")
+
+    monkeypatch.setattr(module, "_trace", split)
+    monkeypatch.setattr(module.onnx.checker, "check_model", lambda _: None)
+    (record,) = export_onnx(artifact, precisions=["fp32"])
+    assert record.bytes == len(b"graph" + b"weights")
+    assert record.data_sha256 == hashlib.sha256(b"weights").hexdigest()
 
 
 def test_a_mismatch_saves_nothing(artifact, ready, monkeypatch):

@@ -1,6 +1,6 @@
 """Results as tables."""
 
-from lineahead.runtime.tables import as_text
+from lineahead.recipes.tables import as_text
 
 
 def test_plain_values_come_first_then_a_table_per_list_of_rows():

@@ -9,11 +9,14 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import click
 
 from lineahead.errors import InputError, LineaheadError, StorageError
+
+if TYPE_CHECKING:
+    from lineahead.recipes.schema import Recipe
 
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 PRECISION = click.Choice(("fp32", "int8", "int4"))
@@ -81,7 +84,7 @@ def show(result: Mapping[str, Any] | Sequence[Mapping[str, Any]], as_json: bool)
     if as_json:
         click.echo(json.dumps(result, default=str))
         return
-    from lineahead.runtime.tables import as_text
+    from lineahead.recipes.tables import as_text
 
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 160
     click.echo(as_text(result, width=width), nl=False)
@@ -99,6 +102,16 @@ def read_prompt(prompt: str | None, file: TextIO | None) -> str:
     if not text.strip():
         raise InputError("the prompt is empty", hint="Give at least one word.")
     return text
+
+
+def chosen_recipe(reference: str | None, overrides: Sequence[str], artifact: Path | None = None) -> "Recipe":
+    """The named recipe, or the one that an artifact was made with."""
+    from lineahead.recipes.load import load_recipe, parse_recipe
+    from lineahead.recipes.manifest import FILE, read_manifest
+
+    if reference is not None or artifact is None:
+        return load_recipe(reference or "demo", overrides)
+    return parse_recipe(read_manifest(artifact).recipe, str(artifact / FILE), overrides)
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

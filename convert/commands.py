@@ -1,0 +1,161 @@
+"""Commands that make artifacts: parse, one library call, print. Nothing heavy is imported before one runs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lineahead.recipes.console import (
+    DEVICE,
+    PRECISION,
+    artifact_argument,
+    chosen_recipe,
+    json_option,
+    note,
+    recipe_options,
+    show,
+)
+
+
+@click.command()
+@click.argument("source")
+@click.argument("output", type=click.Path(path_type=Path))
+@recipe_options("demo")
+@click.option("--revision", help="Branch, tag or commit on the Hub.")
+@click.option("--cache-dir", type=click.Path(path_type=Path), help="Of the Hub.")
+@click.option("--token", envvar="HF_TOKEN", help="For private models; better in HF_TOKEN or `hf auth login`.")
+@click.option("--tokenizer", help="Take the tokenizer from here instead.")
+@click.option("--trust-remote-code", is_flag=True, help="Run Python code that comes with SOURCE.")
+@json_option
+def convert(
+    source: str, output: Path, recipe: str, overrides: Sequence[str], as_json: bool, **options: Any
+) -> None:
+    """Replace the attention of SOURCE by the recipe's operator, untrained, and write an artifact folder.
+
+    SOURCE is a Hub id, a folder, a .gguf file, or package:NAME for a GGUF file in an installed package.
+    """
+    from lineahead.convert.pipeline import convert_checkpoint
+
+    manifest = convert_checkpoint(source, output, chosen_recipe(recipe, overrides), **options)
+    show({"artifact": str(output), **manifest.model.model_dump(mode="json")}, as_json)
+
+
+@click.command()
+@artifact_argument
+@recipe_options(None)
+@click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
+@click.option("--device", type=DEVICE, help="Where to train [default: the GPU, if any].")
+@json_option
+def finetune(
+    artifact: Path,
+    recipe: str | None,
+    overrides: Sequence[str],
+    resume: bool,
+    device: str | None,
+    as_json: bool,
+) -> None:
+    """Run the recipe's training stages on ARTIFACT; --resume goes on after an interruption."""
+    from lineahead.convert import pipeline
+
+    options = pipeline.Options(resume=resume, device=device)
+    manifest = pipeline.finetune(artifact, chosen_recipe(recipe, overrides, artifact), options)
+    show([one.model_dump(mode="json") for one in manifest.training], as_json)
+
+
+@click.command("eval")
+@artifact_argument
+@click.argument("files", nargs=-1, type=click.Path(path_type=Path), metavar="[TEXT]...")
+@click.option("--context", "contexts", multiple=True, type=int, help="Window length (may be repeated).")
+@click.option("--tokens", type=int, help="Tokens read per file.")
+@click.option("--stride", type=int, help="Between windows [default: the context].")
+@click.option("--device", type=DEVICE, default="cpu", help="Where to evaluate.")
+@json_option
+def evaluate(
+    artifact: Path,
+    files: tuple[Path, ...],
+    contexts: tuple[int, ...],
+    tokens: int | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Perplexity of ARTIFACT beside its teacher's, on TEXT files or the recipe's; kept in the manifest."""
+    from lineahead.convert.quality import measure_quality, summary
+    from lineahead.convert.training.progress import stderr_progress
+
+    wanted = chosen_recipe(None, (), artifact).eval
+    found = measure_quality(
+        artifact,
+        files or [Path(name) for name in wanted.files],
+        context=contexts or wanted.context,
+        tokens=tokens or wanted.tokens,
+        progress=stderr_progress(),
+        **options,
+    )
+    show([summary(one) for one in found], as_json)
+
+
+@click.command()
+@click.argument("names", nargs=-1, metavar="[MODEL_TYPE]...")
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="Keep the rows here; reused while versions match."
+)
+@click.option("--workers", default=2, help="Processes at a time.")
+@json_option
+def architectures(names: tuple[str, ...], output: Path | None, workers: int, as_json: bool) -> None:
+    """Measure which model types of transformers can be linearized: each one tiny, with random weights."""
+    from lineahead.convert.architectures import load_rows, measure_architectures, save_rows
+
+    rows = load_rows(output) if output and not names else None
+    if rows is None:
+        rows = measure_architectures(
+            names or None,
+            lambda row, done, total: note(f"{done}/{total} {row.model_type}: {row.status}"),
+            workers=workers,
+        )
+        if output:
+            save_rows(output, rows)
+    found = {
+        status: sum(row.status == status for row in rows)
+        for status in ("exact", "inexact", "refused", "failed")
+    }
+    show({**found, "rows": [vars(row) for row in rows]}, as_json)
+
+
+@click.command()
+@artifact_argument
+@recipe_options(None)
+@click.option("--device", type=DEVICE, help="Where to train [default: the GPU, if any].")
+@json_option
+def draft(
+    artifact: Path, recipe: str | None, overrides: Sequence[str], device: str | None, as_json: bool
+) -> None:
+    """Train draft heads for ARTIFACT on text that it writes itself; an interrupted run goes on."""
+    from lineahead.convert.pipeline import train_draft
+
+    manifest = train_draft(artifact, chosen_recipe(recipe, overrides, artifact), device=device)
+    show([one.model_dump(mode="json") for one in manifest.drafts], as_json)
+
+
+@click.group()
+def export() -> None:
+    """Write graphs of an artifact."""
+
+
+@export.command()
+@artifact_argument
+@click.option("--precision", "precisions", multiple=True, type=PRECISION, help="[default: the recipe's].")
+@click.option("--opset", type=click.IntRange(21, 25), help="ONNX operator set [default: the recipe's].")
+@json_option
+def onnx(artifact: Path, precisions: tuple[str, ...], opset: int | None, as_json: bool) -> None:
+    """Step graph and draft graph of ARTIFACT, each kept only when it agrees with eager in a fresh process."""
+    from lineahead.convert.onnx.export import export_onnx
+
+    wanted = chosen_recipe(None, (), artifact).export
+    found = export_onnx(
+        artifact, precisions=precisions or wanted.precisions, opset=opset or wanted.opset, progress=note
+    )
+    show([one.model_dump(mode="json") for one in found], as_json)
+
+
+COMMANDS: tuple[click.Command, ...] = (convert, finetune, evaluate, architectures, draft, export)

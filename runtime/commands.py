@@ -1,0 +1,186 @@
+"""Commands that use artifacts: parse, one library call, print. Nothing heavy is imported before one runs."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any, TextIO
+
+import click
+
+from lineahead.recipes.console import (
+    DRAFTER,
+    PRECISION,
+    artifact_argument,
+    backend_options,
+    json_option,
+    note,
+    read_prompt,
+    sampling_options,
+    show,
+)
+
+
+@click.command()
+@artifact_argument
+@click.option("--prompts", type=click.Path(path_type=Path), help="File of prompts: lines or JSON lines.")
+@click.option("--count", default=20, help="How many of them.")
+@click.option("--tokens", default=256, help="Tokens generated for each.")
+@click.option("--batch", default=4, help="Rows of the batched check.")
+@click.option("--temperature", default=0.0, help="Above 0, the same seeds must give the same text.")
+@click.option("--seed", default=0, help="Of the random streams.")
+@backend_options
+@json_option
+def verify(
+    artifact: Path,
+    prompts: Path | None,
+    count: int,
+    temperature: float,
+    seed: int,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Prove that speculation does not change the text of ARTIFACT: chains, trees, lookup, heads, batches.
+
+    The exit status is 1 when a text differs.
+    """
+    from lineahead.runtime import demo as examples
+    from lineahead.runtime.bench.report import read_prompts
+    from lineahead.runtime.generate import Generator
+    from lineahead.runtime.sampling import SamplingParams
+    from lineahead.runtime.verify import verify as compare
+
+    sizes = {name: options.pop(name) for name in ("tokens", "batch")}
+    generator = Generator.load(artifact, **options)
+    texts = read_prompts(prompts, count) if prompts else examples.prompts(generator)
+    params = SamplingParams(temperature=temperature, seed=seed)
+    report = compare(generator, texts, params=params, **sizes)
+    show(report.as_dict(), as_json)
+    sys.exit(0 if report.identical else 1)
+
+
+@click.command()
+@artifact_argument
+@click.option("-p", "--prompt", help="The prompt; without it or --file, standard input is read.")
+@click.option("-f", "--file", type=click.File(encoding="utf-8"), help="File with the prompt.")
+@click.option("--chat/--raw", default=None, help="Use the chat template [default: when there is one].")
+@click.option("--speculate", type=DRAFTER, default="none", help="What proposes tokens.")
+@click.option("--tree/--chain", default=True, help="Shape of the Medusa heads' proposals.")
+@click.option("--draft-length", default=8, help="Most tokens proposed per step.")
+@click.option("--governed", is_flag=True, help="Let measured costs choose the draft length.")
+@click.option("--typical", is_flag=True, help="Medusa's typical acceptance: LOSSY, changes the distribution.")
+@click.option("--ignore-position-limit", is_flag=True, help="Go on past the trained positions.")
+@click.option("--stats", is_flag=True, help="Print counts and times to stderr.")
+@sampling_options
+@backend_options
+@json_option
+def generate(
+    artifact: Path,
+    prompt: str | None,
+    file: TextIO | None,
+    chat: bool | None,
+    speculate: str,
+    tree: bool,
+    draft_length: int,
+    governed: bool,
+    typical: bool,
+    ignore_position_limit: bool,
+    stats: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Stream an answer of ARTIFACT to standard output."""
+    from lineahead.runtime import acceptance
+    from lineahead.runtime.generate import Generator, open_drafter
+    from lineahead.runtime.sampling import SamplingParams
+
+    text = read_prompt(prompt, file)
+    backend = {
+        name: options.pop(name) for name in ("backend", "precision", "provider", "threads", "implementation")
+    }
+    params = SamplingParams(**options)
+    generator = Generator.load(artifact, **backend)
+    drafter = open_drafter(
+        generator.artifact,
+        speculate,
+        nodes=draft_length,
+        shape="adaptive" if tree else "chain",
+        provider=backend["provider"],
+    )
+    if chat is None:
+        chat = generator.tokenizer.template is not None
+    tokens = generator.chat([{"role": "user", "content": text}]) if chat else generator.encode(text)
+    events = generator.stream(
+        [tokens],
+        params,
+        drafter=drafter,
+        acceptance=acceptance.typical() if typical else acceptance.lossless,
+        governed=governed,
+        ignore_position_limit=ignore_position_limit,
+    )
+    pieces: list[str] = []
+    for event in events:
+        pieces.append(event.text)
+        if not as_json:
+            click.echo(event.text, nl=False)
+            sys.stdout.flush()
+    figures = generator.statistics.as_dict()
+    if as_json:
+        show({"text": "".join(pieces), "lossless": not typical, "statistics": figures}, as_json)
+        return
+    click.echo()
+    if stats:
+        note(json.dumps(figures))
+
+
+@click.command()
+@artifact_argument
+@click.option("--context", "contexts", multiple=True, type=int, help="Context length (may be repeated).")
+@click.option("--precision", "precisions", multiple=True, type=PRECISION, help="Graph to measure.")
+@click.option("--threads", default=2, help="Threads of every program measured.")
+@click.option("--text", type=click.Path(path_type=Path), help="Text that fills the context.")
+@click.option(
+    "--prompts", type=click.Path(path_type=Path), help="Prompts for speculation: lines or JSON lines."
+)
+@click.option("--prompt-count", default=10, help="How many of them.")
+@click.option("--tokens", default=128, help="Tokens generated for each.")
+@click.option("--temperature", default=0.0, help="0 decodes greedily.")
+@click.option("--draft-length", "draft_nodes", default=5, help="Most tokens proposed per step.")
+@click.option("--governed", is_flag=True, help="Also run each drafter under the governor.")
+@click.option("--baseline", metavar="CHECKPOINT", help="Original checkpoint for transformers.generate.")
+@click.option("--gguf", metavar="FILE", help="GGUF file for llama.cpp.")
+@click.option("--samples", default=32, help="Timed steps per point.")
+@json_option
+def bench(
+    artifact: Path,
+    contexts: tuple[int, ...],
+    precisions: tuple[str, ...],
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Measure ARTIFACT's speed, other programs beside it, and the ratios; prints achieved GB/s."""
+    from lineahead.runtime.bench.report import CONTEXTS, BenchRequest
+    from lineahead.runtime.bench.report import bench as measure
+
+    request = BenchRequest(contexts=contexts or CONTEXTS, precisions=precisions or ("fp32",), **options)
+    show(measure(artifact, request, progress=note).as_dict(), as_json)
+
+
+@click.command()
+@click.argument("artifact", required=False, type=click.Path(path_type=Path))
+@json_option
+def doctor(artifact: Path | None, as_json: bool) -> None:
+    """Check this installation, and the parts of ARTIFACT; every problem comes with its cure.
+
+    The exit status is 1 when there is a problem.
+    """
+    from lineahead.runtime.artifact_check import examine_artifact
+    from lineahead.runtime.doctor import examine_environment
+
+    findings = examine_environment() + (examine_artifact(artifact) if artifact else [])
+    rows = [one.as_dict() for one in findings]
+    healthy = all(one.status != "problem" for one in findings)
+    show({"healthy": healthy, "findings": rows} if as_json else rows, as_json)
+    sys.exit(0 if healthy else 1)
+
+
+COMMANDS: tuple[click.Command, ...] = (generate, verify, bench, doctor)
