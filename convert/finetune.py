@@ -13,11 +13,10 @@ from transformers import PreTrainedModel
 
 from lineahead.convert.checkpoint import load_artifact, load_model, load_tokenizer, save_artifact
 from lineahead.convert.drafts.self_data import sample_tokens
-from lineahead.convert.training import checkpoint
 from lineahead.convert.training.data import Batches, Tokens, load_tokens, save_tokens, text_tokens
 from lineahead.convert.training.devices import accelerate_on
 from lineahead.convert.training.distill import DistillTrainer
-from lineahead.convert.training.loop import Run, Trainer, train
+from lineahead.convert.training.loop import Run, Trainer, resume_position, train
 from lineahead.convert.training.progress import Progress, Silent, stderr_progress
 from lineahead.convert.training.transfer import TransferTrainer
 from lineahead.convert.training.weights import Resolved, freeze, is_new, resolve_precision
@@ -214,7 +213,7 @@ def _train_stage(job: _Job, index: int, tokens: Tokens) -> _Trained:
         checkpoint_seconds=job.recipe.checkpoint_seconds,
         on_step=job.options.on_step,
     )
-    train(run, _checkpoint(run))
+    train(run, resume_position(run))
     return _Trained(
         updates={name: value.cpu() for name, value in run.trainer.updates().items()},
         changes={name: value.cpu() for name, value in run.trainer.changes().items()},
@@ -249,25 +248,6 @@ def _trainer(job: _Job, stage: Stage, model: PreTrainedModel, precision: Resolve
         freeze(other, precision)
         other.to(job.accelerator.device)
     return DistillTrainer(model, stage, other)
-
-
-def _checkpoint(run: Run) -> checkpoint.Position | None:
-    """The position to resume from, if the checkpoint is of this stage.
-
-    Raises:
-        TrainingError: when it was made under other conditions.
-    """
-    found = checkpoint.position_of(run.checkpoint_folder)
-    if found is None or found.stage != run.index:
-        return None
-    now = run.position()
-    for what in ("recipe", "data", "processes"):
-        if getattr(found, what) != getattr(now, what):
-            raise TrainingError(
-                f"{run.checkpoint_folder}: made with other {what}: {getattr(found, what)}",
-                hint=f"Resume with the same {what}, or delete {run.folder} to start over.",
-            )
-    return found
 
 
 def _write(job: _Job, trained: _Trained) -> None:

@@ -212,6 +212,33 @@ class DistillStage(_Stage):
 Stage = Annotated[TransferStage | DistillStage, Field(discriminator="kind")]
 
 
+class ClassifyStage(_Stage):
+    """Training of a sequence classifier on labelled texts: all weights, cross entropy.
+
+    Attributes:
+        epochs: passes over the training texts; `steps` replaces it.
+        base_learning_rate: peak rate of the pretrained weights and the classification head.
+        precision: of the products, by autocast; ``auto`` as in a recipe.
+
+    Source: You et al., 2024, arXiv:2406.07368, appendix (GLUE: 3 epochs, 2e-5, batches of 32, 256 tokens).
+    """
+
+    kind: Literal["classify"] = "classify"
+    epochs: PositiveFloat = 3.0
+    sequence_length: PositiveInt = 256
+    batch_size: PositiveInt = 32
+    learning_rate: PositiveFloat = 1e-3
+    base_learning_rate: PositiveFloat = 2e-5
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "ClassifyStage":
+        if self.tokens is not None:
+            raise ValueError("a classification stage is given in epochs or steps, not tokens")
+        return self
+
+
 class Draft(Part):
     """Medusa heads: head k predicts the token k + 2 places ahead from the hidden state.
 

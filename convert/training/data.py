@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -94,6 +94,28 @@ def _groups(texts: Iterable[str]) -> Iterator[list[str]]:
         yield held
 
 
+class BatchSource(Protocol):
+    """Where a run's batches come from; batch i is a pure function of i, so a resumed run sees the same."""
+
+    @property
+    def sequence_length(self) -> int:
+        """Tokens per row, at most."""
+
+    @property
+    def batch_size(self) -> int:
+        """Rows per batch."""
+
+    @property
+    def digest(self) -> str:
+        """Hash of the data."""
+
+    def batch(self, index: int) -> Tensor:
+        """Batch number `index`: ``[batch_size, ...]`` int64."""
+
+    def steps(self, tokens: int | None, steps: int | None, accumulation: int, processes: int) -> int:
+        """Optimiser steps of a stage given in tokens or steps."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Batches:
     """Fixed-length sequences in a seeded order that never ends; batch i is a pure function of i.
@@ -121,6 +143,11 @@ class Batches:
                 f"{len(self.tokens.ids)} training tokens are less than a sequence of {self.sequence_length}",
                 hint="Give more text or a smaller sequence_length.",
             )
+
+    @property
+    def digest(self) -> str:
+        """Hash of the tokens."""
+        return self.tokens.digest
 
     @property
     def sequences(self) -> int:

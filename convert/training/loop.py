@@ -13,11 +13,11 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from lineahead.convert.training import checkpoint
-from lineahead.convert.training.data import Batches
+from lineahead.convert.training.data import BatchSource
 from lineahead.convert.training.interrupt import Interrupt
 from lineahead.convert.training.progress import Metrics, Progress
 from lineahead.errors import TrainingError
-from lineahead.recipes.schema import Stage
+from lineahead.recipes.schema import ClassifyStage, Stage
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class Trainer(Protocol):
         """Add the gradients of `share` times the batch's loss; return the losses by name, with ``loss``.
 
         Args:
-            batch: token ids ``[B, N]`` on the training device.
+            batch: what the batch source gave, ``[B, N]``, on the training device.
             share: one over the accumulated batches.
         """
 
@@ -66,10 +66,10 @@ class Run:
         on_step: called after every optimiser step with the step's number; tests kill the run there.
     """
 
-    stage: Stage
+    stage: Stage | ClassifyStage
     index: int
     trainer: Trainer
-    batches: Batches
+    batches: BatchSource
     folder: Path
     accelerator: Accelerator
     progress: Progress
@@ -97,12 +97,31 @@ class Run:
         """Where the run stands."""
         return checkpoint.Position(
             recipe=self.recipe,
-            data=self.batches.tokens.digest,
+            data=self.batches.digest,
             stage=self.index,
             step=self.step,
             seconds=self.seconds,
             processes=self.accelerator.num_processes,
         )
+
+
+def resume_position(run: Run) -> checkpoint.Position | None:
+    """The position to resume from, if the run's checkpoint is of its stage.
+
+    Raises:
+        TrainingError: when it was made under other conditions.
+    """
+    found = checkpoint.position_of(run.checkpoint_folder)
+    if found is None or found.stage != run.index:
+        return None
+    now = run.position()
+    for what in ("recipe", "data", "processes"):
+        if getattr(found, what) != getattr(now, what):
+            raise TrainingError(
+                f"{run.checkpoint_folder}: made with other {what}: {getattr(found, what)}",
+                hint=f"Resume with the same {what}, or delete {run.folder} to start over.",
+            )
+    return found
 
 
 def train(run: Run, resume: checkpoint.Position | None = None) -> None:

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -80,7 +80,8 @@ def _refuse_own_state(model: PreTrainedModel, kind: str) -> None:
             f"{kind} does not use transformers' dynamic cache ({error})", hint=HINT
         ) from error
     own = own or any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers)
-    if own or not cast(Any, type(model))._supports_default_dynamic_cache():
+    generates = getattr(type(model), "_supports_default_dynamic_cache", None)  # classifiers do not generate
+    if own or (generates is not None and not generates()):
         raise ArchitectureError(f"{kind} keeps a recurrent state of its own beside the KV cache", hint=HINT)
 
 
