@@ -82,6 +82,10 @@ class TrainingError(LineaheadError, RuntimeError):
     exit_code = 10
 
 
+class InterruptedTrainingError(TrainingError):
+    """Training was asked to stop; its progress is saved."""
+
+
 class StorageError(LineaheadError, OSError):
     """A file could not be written, or the disk is full."""
 

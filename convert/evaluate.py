@@ -31,6 +31,7 @@ def evaluate(
     files: Sequence[Path],
     *,
     teacher: PreTrainedModel | None = None,
+    names: Sequence[str] = ("teacher", "student"),
     context: Sequence[int] = (1024,),
     tokens: int = 16384,
     stride: int | None = None,
@@ -48,6 +49,7 @@ def evaluate(
         files: text files.
         teacher: the softmax model; the student's own softmax mode when None, which is right while its
             pretrained weights are unchanged.
+        names: which of ``teacher`` and ``student`` to measure.
         context: window lengths.
         tokens: tokens read per file.
         stride: between windows; the context when None.
@@ -67,7 +69,8 @@ def evaluate(
             _check_length(student, path, len(text.ids), length, stride)
             nats: dict[str, float] = {}
             counted = size = 0
-            for name, model in (("teacher", teacher or student), ("student", student)):
+            for name in names:
+                model = teacher or student if name == "teacher" else student
                 mode: AbstractContextManager[None] = softmax_mode() if name == "teacher" else nullcontext()
                 progress.start(f"{path.name} {name}", len(text.ids))
                 with mode:

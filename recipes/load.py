@@ -2,30 +2,18 @@
 
 import copy
 import difflib
-from collections.abc import Iterable, Sequence
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import ValidationError
 
 from lineahead.errors import RecipeError
-from lineahead.recipes import schema
+from lineahead.recipes.schema import Part, Recipe
 
-_SECTIONS: dict[str, type[schema.Part]] = {
-    "": schema.Recipe,
-    "method": schema.Method,
-    "data": schema.Data,
-    "data.dataset": schema.Dataset,
-    "data.samples": schema.Samples,
-    "stages.transfer": schema.TransferStage,
-    "stages.distill": schema.DistillStage,
-    "stages.distill.lora": schema.Lora,
-    "draft": schema.Draft,
-    "draft.samples": schema.Samples,
-    "export": schema.Export,
-    "eval": schema.Eval,
-}
+Kind = TypeVar("Kind", bound=Part)
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -45,7 +33,7 @@ def shipped_pretrained(name: str) -> Path:
     return known[name]
 
 
-def load_recipe(reference: str | Path, overrides: Sequence[str] = ()) -> schema.Recipe:
+def load_recipe(reference: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe.
 
     Args:
@@ -56,7 +44,24 @@ def load_recipe(reference: str | Path, overrides: Sequence[str] = ()) -> schema.
     Raises:
         RecipeError: naming the file, the key and the cure.
     """
-    path = _resolve(str(reference))
+    return load_yaml(Recipe, reference, shipped_recipes(), overrides)
+
+
+def load_yaml(
+    kind: type[Kind], reference: str | Path, shipped: Mapping[str, Path], overrides: Sequence[str] = ()
+) -> Kind:
+    """Read a file of settings of some kind; it is named after the file unless it names itself.
+
+    Args:
+        kind: its schema.
+        reference: path of a YAML file, or a name in `shipped`.
+        shipped: the files that come with the package.
+        overrides: as in :func:`load_recipe`.
+
+    Raises:
+        RecipeError: naming the file, the key and the cure.
+    """
+    path = _resolve(str(reference), shipped)
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -72,11 +77,20 @@ def load_recipe(reference: str | Path, overrides: Sequence[str] = ()) -> schema.
             f"{path}: a recipe is a mapping of keys", hint="See the shipped recipes for examples."
         )
     data.setdefault("name", path.stem)
-    return parse_recipe(data, str(path), overrides)
+    return parse(kind, data, str(path), overrides)
 
 
-def parse_recipe(data: dict[str, Any], origin: str, overrides: Sequence[str] = ()) -> schema.Recipe:
+def parse_recipe(data: dict[str, Any], origin: str, overrides: Sequence[str] = ()) -> Recipe:
     """Check a recipe given as plain data; `origin` names it in errors, `overrides` as in :func:`load_recipe`.
+
+    Raises:
+        RecipeError: naming the key at fault.
+    """
+    return parse(Recipe, data, origin, overrides)
+
+
+def parse(kind: type[Kind], data: dict[str, Any], origin: str, overrides: Sequence[str] = ()) -> Kind:
+    """Check settings of some kind given as plain data; as :func:`parse_recipe`.
 
     Raises:
         RecipeError: naming the key at fault.
@@ -85,14 +99,14 @@ def parse_recipe(data: dict[str, Any], origin: str, overrides: Sequence[str] = (
     for override in overrides:
         _override(data, override)
     try:
-        return schema.Recipe.model_validate(data)
+        return kind.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
-        raise _recipe_error(origin, tuple(first["loc"]), first["type"], first["msg"]) from error
+        raise _recipe_error(kind, origin, tuple(first["loc"]), first["type"], first["msg"]) from error
 
 
-def _resolve(reference: str) -> Path:
-    path, shipped = Path(reference), shipped_recipes()
+def _resolve(reference: str, shipped: Mapping[str, Path]) -> Path:
+    path = Path(reference)
     if path.is_file():
         return path
     if reference in shipped:
@@ -100,21 +114,48 @@ def _resolve(reference: str) -> Path:
     raise RecipeError(f"no recipe {reference!r}", hint=f"Give a YAML file or one of: {', '.join(shipped)}.")
 
 
-def _recipe_error(origin: str, loc: tuple[int | str, ...], kind: str, message: str) -> RecipeError:
-    tags = {"transfer", "distill"} if loc[:1] == ("stages",) else set()
-    key = ".".join(str(part) for part in loc if part not in tags)
-    if kind == "extra_forbidden":
-        parents = _SECTIONS.get(".".join(str(part) for part in loc[:-1] if isinstance(part, str)))
-        hint = _nearest(str(loc[-1]), parents.model_fields if parents else schema.Recipe.model_fields)
-        return RecipeError(f"{origin}: unknown key {key!r}", hint=hint)
+def _recipe_error(
+    kind: type[Part], origin: str, loc: tuple[int | str, ...], error: str, message: str
+) -> RecipeError:
+    key, known = _place(kind, loc)
+    if error == "extra_forbidden":
+        return RecipeError(f"{origin}: unknown key {key!r}", hint=_nearest(str(loc[-1]), known))
     message = message.removeprefix("Value error, ")
     return RecipeError(
         f"{origin}: {key + ': ' if key else ''}{message}", hint="Correct this key in the recipe."
     )
 
 
-def _nearest(key: str, known: Iterable[str]) -> str:
-    names = list(known)
+def _place(kind: type[Part], loc: tuple[int | str, ...]) -> tuple[str, list[str]]:
+    """The dotted key of an error's location, and the keys known in the section that it is in."""
+    inside: Any = kind
+    key: list[str] = []
+    known: list[str] = []
+    for part in loc:
+        sections = list(_sections(inside))
+        known = list(dict.fromkeys(name for one in sections for name in one.model_fields)) or known
+        tagged = [one for one in sections if part in get_args(_annotation(one, "kind"))]
+        if tagged:  # pydantic names the member of a union by its tag, which is no key
+            inside = tagged[0]
+            continue
+        key.append(str(part))
+        inside = next((_annotation(one, part) for one in sections if part in one.model_fields), inside)
+    return ".".join(key), known
+
+
+def _annotation(section: type[Part], name: Any) -> Any:
+    return section.model_fields[name].annotation if name in section.model_fields else None
+
+
+def _sections(annotation: Any) -> Iterator[type[Part]]:
+    """The sections that a value of this type may be or contain."""
+    if inspect.isclass(annotation) and issubclass(annotation, Part):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _sections(inner)
+
+
+def _nearest(key: str, names: list[str]) -> str:
     match = difflib.get_close_matches(key, names, n=1)
     return f"Did you mean {match[0]!r}?" if match else f"Known keys here: {', '.join(names)}."
 

@@ -16,7 +16,7 @@ from lineahead.convert.training import checkpoint
 from lineahead.convert.training.data import BatchSource
 from lineahead.convert.training.interrupt import Interrupt
 from lineahead.convert.training.progress import Metrics, Progress
-from lineahead.errors import TrainingError
+from lineahead.errors import TrainingError, InterruptedTrainingError
 from lineahead.recipes.schema import ClassifyStage, Stage
 
 logger = logging.getLogger(__name__)
@@ -128,7 +128,8 @@ def train(run: Run, resume: checkpoint.Position | None = None) -> None:
     """Train until the stage's last step, from the checkpoint when `resume` is its position.
 
     Raises:
-        TrainingError: on a loss that is not finite, or after an interruption (with the progress saved).
+        TrainingError: on a loss that is not finite.
+        InterruptedTrainingError: after a signal, with the progress saved.
     """
     optimizer = _optimizer(run)
     if resume is not None:
@@ -145,7 +146,7 @@ def train(run: Run, resume: checkpoint.Position | None = None) -> None:
             while run.step < run.steps:
                 if _one_step(run, optimizer, interrupt):
                     _save(run, optimizer)
-                    raise TrainingError(
+                    raise InterruptedTrainingError(
                         f"interrupted at step {run.step} of {run.steps} of {label}; progress is saved",
                         hint="Continue with --resume.",
                     )

@@ -1,0 +1,122 @@
+"""A study's cells: every method of every comparison, with its settings or the reason why it has none."""
+
+import fnmatch
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lineahead.convert.training.checkpoint import digest
+from lineahead.errors import InputError, LineaheadError
+from lineahead.plugins.augmented_attention.schema import PRESETS, AttentionSettings, preset
+from lineahead.recipes.schema import Method
+from lineahead.recipes.study.schema import ALL, SOFTMAX, Comparison, NamedMethod, Study
+
+AUGMENTED = "augmented-"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One training run and its figures.
+
+    Attributes:
+        name: unique in the study; names its files.
+        model: the model's name in the study.
+        task: the task's.
+        method: what the tables call it, without ``augmented-``.
+        augmented: whether it is the augmented form of `method`.
+        settings: the operator's; None for softmax attention.
+        refused: why the settings are impossible; None when they are not.
+        row: the comparison that it belongs to.
+        seed: of weights, data order and dropout.
+        digest: of everything that decides its result.
+    """
+
+    name: str
+    model: str
+    task: str
+    method: str
+    augmented: bool
+    settings: AttentionSettings | None
+    refused: str | None
+    row: Comparison
+    seed: int
+    digest: str
+
+
+def cells(study: Study, only: Sequence[str] = ()) -> list[Cell]:
+    """The cells of a study in the order of its file.
+
+    Args:
+        study: the study.
+        only: patterns of cell names (``gpt2-*``); all when empty.
+
+    Raises:
+        InputError: when a pattern names no cell.
+    """
+    found = {
+        cell.name: cell for row in study.grid for seed in row.seeds for cell in _row_cells(study, row, seed)
+    }
+    for pattern in only:
+        if not fnmatch.filter(found, pattern):
+            raise InputError(
+                f"no cell {pattern!r} in study {study.name!r}", hint=f"Cells are: {', '.join(found)}."
+            )
+    return [
+        cell for name, cell in found.items() if not only or any(fnmatch.fnmatch(name, one) for one in only)
+    ]
+
+
+def method_names(wanted: Iterable[str | NamedMethod]) -> Iterator[str | NamedMethod]:
+    """The methods of a comparison, ``all`` and pairs spelled out, each once."""
+    seen: set[str] = set()
+    for one in wanted:
+        if isinstance(one, NamedMethod):
+            yield one
+            continue
+        group = (
+            list(PRESETS) if one == ALL else [one, *([AUGMENTED + one] if AUGMENTED + one in PRESETS else [])]
+        )
+        for name in group:
+            if name not in seen:
+                seen.add(name)
+                yield name
+
+
+def _row_cells(study: Study, row: Comparison, seed: int) -> Iterator[Cell]:
+    for method in method_names(row.methods):
+        name = method if isinstance(method, str) else method.name
+        settings, refused = _settings(method, row.settings)
+        plain = name.removeprefix(AUGMENTED)
+        suffix = f"-seed{seed}" if len(row.seeds) > 1 else ""
+        facts: dict[str, Any] = {
+            "model": study.models[row.model].model_dump(mode="json"),
+            "task": study.tasks[row.task].model_dump(mode="json"),
+            "settings": None if settings is None else settings.as_dict(),
+            "stages": [stage.model_dump(mode="json") for stage in row.stages],
+            "precision": study.precision,
+            "seed": seed,
+        }
+        yield Cell(
+            name=f"{row.model}-{row.task}-{name}{suffix}",
+            model=row.model,
+            task=row.task,
+            method=plain,
+            augmented=name != plain,
+            settings=settings,
+            refused=refused,
+            row=row,
+            seed=seed,
+            digest=digest(facts),
+        )
+
+
+def _settings(method: str | NamedMethod, changes: Method) -> tuple[AttentionSettings | None, str | None]:
+    """The operator's settings, and why there are none."""
+    if method == SOFTMAX:
+        return None, None
+    base, own = (method, {}) if isinstance(method, str) else (method.preset, method.changes())
+    own.pop("name", None)
+    try:
+        return preset(base, **{**changes.changes(), **own}), None
+    except LineaheadError as error:
+        return None, str(error)

@@ -1,0 +1,1 @@
+"""Studies: grids of models, tasks and methods under one budget, as YAML files."""
