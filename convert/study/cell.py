@@ -28,7 +28,7 @@ from lineahead.convert.training.loop import Run, Trainer, resume_position, train
 from lineahead.convert.training.progress import Progress, Silent
 from lineahead.convert.training.transfer import TransferTrainer
 from lineahead.convert.training.weights import freeze, resolve_precision
-from lineahead.errors import ArchitectureError, LineaheadError, SettingsError, InterruptedTrainingError
+from lineahead.errors import ArchitectureError, InterruptedTrainingError, LineaheadError, SettingsError
 from lineahead.recipes.manifest import tool_versions
 from lineahead.recipes.schema import ClassifyStage, DistillStage, TransferStage
 from lineahead.recipes.study.schema import LabelTask, Study, TextTask

@@ -66,25 +66,23 @@ def cells(study: Study, only: Sequence[str] = ()) -> list[Cell]:
     ]
 
 
-def method_names(wanted: Iterable[str | NamedMethod]) -> Iterator[str | NamedMethod]:
-    """The methods of a comparison, ``all`` and pairs spelled out, each once."""
+def spelled_out(wanted: Iterable[NamedMethod]) -> Iterator[NamedMethod]:
+    """The methods of a comparison, ``all`` and the augmented forms spelled out, each once."""
     seen: set[str] = set()
     for one in wanted:
-        if isinstance(one, NamedMethod):
-            yield one
-            continue
-        group = (
-            list(PRESETS) if one == ALL else [one, *([AUGMENTED + one] if AUGMENTED + one in PRESETS else [])]
-        )
-        for name in group:
-            if name not in seen:
+        names = [one.name]
+        if one.is_bare:
+            names = list(PRESETS) if one.name == ALL else [one.name, AUGMENTED + one.name]
+        for name in names:
+            known = name == one.name or name in PRESETS
+            if known and name not in seen:
                 seen.add(name)
-                yield name
+                yield one if name == one.name else NamedMethod(name=name, preset=name)
 
 
 def _row_cells(study: Study, row: Comparison, seed: int) -> Iterator[Cell]:
-    for method in method_names(row.methods):
-        name = method if isinstance(method, str) else method.name
+    for method in spelled_out(row.methods):
+        name = method.name
         settings, refused = _settings(method, row.settings)
         plain = name.removeprefix(AUGMENTED)
         suffix = f"-seed{seed}" if len(row.seeds) > 1 else ""
@@ -110,13 +108,11 @@ def _row_cells(study: Study, row: Comparison, seed: int) -> Iterator[Cell]:
         )
 
 
-def _settings(method: str | NamedMethod, changes: Method) -> tuple[AttentionSettings | None, str | None]:
+def _settings(method: NamedMethod, changes: Method) -> tuple[AttentionSettings | None, str | None]:
     """The operator's settings, and why there are none."""
-    if method == SOFTMAX:
+    if method.preset == SOFTMAX:
         return None, None
-    base, own = (method, {}) if isinstance(method, str) else (method.preset, method.changes())
-    own.pop("name", None)
     try:
-        return preset(base, **{**changes.changes(), **own}), None
+        return preset(method.preset, **{**changes.changes(), **method.changes()}), None
     except LineaheadError as error:
         return None, str(error)

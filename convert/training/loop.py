@@ -16,7 +16,7 @@ from lineahead.convert.training import checkpoint
 from lineahead.convert.training.data import BatchSource
 from lineahead.convert.training.interrupt import Interrupt
 from lineahead.convert.training.progress import Metrics, Progress
-from lineahead.errors import TrainingError, InterruptedTrainingError
+from lineahead.errors import InterruptedTrainingError, TrainingError
 from lineahead.recipes.schema import ClassifyStage, Stage
 
 logger = logging.getLogger(__name__)

@@ -78,9 +78,27 @@ StudyStage = Annotated[TransferStage | DistillStage | ClassifyStage, Field(discr
 
 
 class NamedMethod(Method):
-    """A method that is no preset: its name in the tables, and the settings that differ from a preset's."""
+    """A method of a comparison; a bare name stands for ``softmax``, a preset, or ``all`` presets.
+
+    Attributes:
+        name: what the tables call it; with the settings that differ from its preset's, it is another method.
+    """
 
     name: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, data: Any) -> Any:
+        return {"name": data, "preset": data} if isinstance(data, str) else data
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether it is a name and nothing else."""
+        return self.name == self.preset and not self.changes()
+
+    def changes(self) -> dict[str, Any]:
+        """The settings that differ from the preset's."""
+        return {key: value for key, value in super().changes().items() if key != "name"}
 
 
 class Comparison(Part):
@@ -99,14 +117,17 @@ class Comparison(Part):
 
     model: str
     task: str
-    methods: tuple[str | NamedMethod, ...] = (SOFTMAX, ALL)
+    methods: tuple[NamedMethod, ...] = (
+        NamedMethod(name=SOFTMAX, preset=SOFTMAX),
+        NamedMethod(name=ALL, preset=ALL),
+    )
     settings: Method = Method()
     stages: Annotated[tuple[StudyStage, ...], Field(min_length=1)]
     seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0,)
 
     @model_validator(mode="after")
     def _possible(self) -> "Comparison":
-        if "preset" in self.settings.model_fields_set:
+        if self.settings.preset != Method().preset:
             raise ValueError("settings name a preset: list it under methods")
         adapted = [isinstance(stage, DistillStage) and stage.trainable == "lora" for stage in self.stages]
         if any(adapted[:-1]):
