@@ -135,6 +135,7 @@ def generate(
 @click.command()
 @artifact_argument
 @click.option("--context", "contexts", multiple=True, type=int, help="Context length (may be repeated).")
+@click.option("--ignore-position-limit", is_flag=True, help="Time contexts past the position limit.")
 @click.option("--precision", "precisions", multiple=True, type=PRECISION, help="Graph to measure.")
 @click.option("--threads", default=2, help="Threads of every program measured.")
 @click.option("--text", type=click.Path(path_type=Path), help="Text that fills the context.")
@@ -158,10 +159,10 @@ def bench(
     **options: Any,
 ) -> None:
     """Measure ARTIFACT's speed, other programs beside it, and the ratios; prints achieved GB/s."""
-    from lineahead.runtime.bench.report import CONTEXTS, BenchRequest
+    from lineahead.runtime.bench.report import BenchRequest
     from lineahead.runtime.bench.report import bench as measure
 
-    request = BenchRequest(contexts=contexts or CONTEXTS, precisions=precisions or ("fp32",), **options)
+    request = BenchRequest(contexts=contexts, precisions=precisions or ("fp32",), **options)
     show(measure(artifact, request, progress=note).as_dict(), as_json)
 
 

@@ -149,7 +149,7 @@ class Generator:
             raise InputError(
                 f"{len(prompts)} prompts, {len(each)} parameters", hint="Give one for all, or one each."
             )
-        limit = self._limit(ignore=ignore_position_limit)
+        limit = self.position_limit(ignore=ignore_position_limit)
         rows = []
         for request, (prompt, one) in enumerate(zip(prompts, each, strict=True)):
             tokens = self.encode(prompt)
@@ -171,8 +171,15 @@ class Generator:
             rows.append(row)
         return rows
 
-    def _limit(self, *, ignore: bool) -> int | None:
-        """Longest text allowed."""
+    def position_limit(self, *, ignore: bool = False) -> int | None:
+        """Longest text allowed, in tokens; None for any.
+
+        Args:
+            ignore: lift the limit of rotary positions, which compute beyond what they were trained for.
+
+        Raises:
+            InputError: when asked to ignore the end of a position table.
+        """
         if ignore and self.artifact.learned_positions:
             raise InputError(
                 f"the position table has {self.artifact.position_limit} rows and ends there",

@@ -4,7 +4,7 @@ import json
 import os
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ class BenchRequest:
     """What to measure.
 
     Attributes:
-        contexts: tokens before the timed steps.
+        contexts: tokens before the timed steps; when empty, those of CONTEXTS that fit the positions.
+        ignore_position_limit: time contexts past the length that the model's positions were made for.
         precisions: exported graphs to measure.
         threads: threads of every program measured.
         text: tokens are read from this text; the prompts, when None.
@@ -43,7 +44,8 @@ class BenchRequest:
         samples: timed steps per point.
     """
 
-    contexts: tuple[int, ...] = CONTEXTS
+    contexts: tuple[int, ...] = ()
+    ignore_position_limit: bool = False
     precisions: tuple[str, ...] = ("fp32",)
     threads: int = 2
     text: Path | None = None
@@ -121,13 +123,15 @@ def bench(
     Raises:
         ArtifactError: when a graph is missing.
         BackendError: when a baseline fails.
-        InputError: when the prompts cannot be read.
+        InputError: when the prompts cannot be read, or a context is beyond the model's positions.
     """
     report = BenchReport(machine=_machine(request.threads))
     tokens: list[int] = []
     for precision in request.precisions:
         progress(f"{precision}: loading")
         generator = Generator.load(folder, precision=precision, threads=request.threads)
+        limit = generator.position_limit(ignore=request.ignore_position_limit)
+        request = replace(request, contexts=chosen_contexts(limit, request))
         tokens = tokens or _text(generator, request)
         report.decode[precision] = _decode(generator, folder, precision, tokens, request, progress)
         widths = verify_cost(generator.session, tokens, WIDTHS, context=min(1024, max(request.contexts)))
@@ -139,6 +143,24 @@ def bench(
         report.baselines.append({"name": found.name, "version": found.version, "costs": costs})
     report.ratios = ratios(report)
     return report
+
+
+def chosen_contexts(limit: int | None, request: BenchRequest) -> tuple[int, ...]:
+    """The contexts to time when the model's positions end at `limit` (None: nowhere).
+
+    Raises:
+        InputError: when one of the request's is beyond it.
+    """
+    room = None if limit is None else limit - request.samples - max(WIDTHS)
+    if not request.contexts:
+        return tuple(one for one in CONTEXTS if room is None or one <= room) or (max(1, room or 1),)
+    beyond = [one for one in request.contexts if room is not None and one > room]
+    if beyond:
+        raise InputError(
+            f"context {beyond[0]} and {request.samples} steps: the model's positions end at {limit}",
+            hint="Choose a shorter --context, or pass --ignore-position-limit.",
+        )
+    return request.contexts
 
 
 def _machine(threads: int) -> dict[str, Any]:
