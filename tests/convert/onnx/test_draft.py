@@ -39,6 +39,34 @@ def test_candidates_are_full_vocabulary_ids_best_first(artifact, tmp_path):
     assert (np.diff(log_probs, axis=-1) <= 0).all()
 
 
+@pytest.fixture
+def traced(artifact, tmp_path):
+    """A draft graph on disk and the module it was traced from; every token of the LM head has a twin."""
+    torch.manual_seed(1)
+    rows = torch.randn(20, 32).repeat_interleave(2, 0)
+    graph = module.DraftGraph(artifact[1], rows, torch.zeros(40)).eval().requires_grad_(False)
+    module.save(module.trace_draft(graph), tmp_path / "draft.onnx")
+    return graph, tmp_path / "draft.onnx"
+
+
+def test_tied_candidates_may_change_places(traced):
+    graph, path = traced
+    graph.heads.token_ids = graph.heads.token_ids.view(20, 2).flip(1).flatten()
+    assert module.compare_draft(graph, path) < 1e-5
+
+
+def test_other_candidates_at_the_same_log_probabilities_are_a_difference(traced):
+    graph, path = traced
+    graph.heads.token_ids = graph.heads.token_ids.roll(2)
+    assert module.compare_draft(graph, path) > 1e-2
+
+
+def test_swapped_heads_are_a_difference(traced):
+    graph, path = traced
+    graph.heads.weight.data = graph.heads.weight.data.roll(1, 0)
+    assert module.compare_draft(graph, path) > 1e-2
+
+
 def test_a_mismatch_saves_nothing(artifact, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "compare_draft", lambda *_: 0.1)
     with pytest.raises(ParityError, match="differs from eager"):
