@@ -27,9 +27,16 @@ from lineahead.recipes.console import (
 @click.option("--token", envvar="HF_TOKEN", help="For private models; better in HF_TOKEN or `hf auth login`.")
 @click.option("--tokenizer", help="Take the tokenizer from here instead.")
 @click.option("--trust-remote-code", is_flag=True, help="Run Python code that comes with SOURCE.")
+@click.option("--keep-softmax", metavar="LAYERS", help="Layers left as they are: 0,5 or local or none.")
 @json_option
 def convert(
-    source: str, output: Path, recipe: str, overrides: Sequence[str], as_json: bool, **options: Any
+    source: str,
+    output: Path,
+    recipe: str,
+    overrides: Sequence[str],
+    keep_softmax: str | None,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Replace the attention of SOURCE by the recipe's operator, untrained, and write an artifact folder.
 
@@ -37,6 +44,9 @@ def convert(
     """
     from lineahead.convert.pipeline import convert_checkpoint
 
+    if keep_softmax is not None:
+        kept = keep_softmax if keep_softmax in ("local", "none") else f"[{keep_softmax}]"
+        overrides = (*overrides, f"keep_softmax={kept}")
     manifest = convert_checkpoint(source, output, chosen_recipe(recipe, overrides), **options)
     show({"artifact": str(output), **manifest.model.model_dump(mode="json")}, as_json)
 

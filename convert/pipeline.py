@@ -19,9 +19,16 @@ from lineahead.convert.source import load_source
 from lineahead.convert.training.weights import new_parameters
 from lineahead.plugins.augmented_attention import feature_maps
 from lineahead.plugins.augmented_attention.huggingface.layers import LinearLayer
+from lineahead.plugins.augmented_attention.huggingface.modeling import is_hybrid
+from lineahead.plugins.augmented_attention.huggingface.softmax_layers import (
+    SoftmaxLayer,
+    local_layers,
+    softmax_layers,
+)
 from lineahead.plugins.augmented_attention.module import AugmentedAttention
-from lineahead.plugins.augmented_attention.schema import AttentionSettings, preset, state_shapes
+from lineahead.plugins.augmented_attention.schema import AttentionSettings, LayerShape, preset, state_shapes
 from lineahead.recipes.manifest import Base, Manifest, Model
+from lineahead.recipes.manifest import SoftmaxLayer as KeptLayer
 from lineahead.recipes.schema import Method, Recipe
 
 __all__ = ["Options", "convert_checkpoint", "finetune", "method_settings", "train_draft"]
@@ -77,7 +84,8 @@ def convert_checkpoint(
     wanted = None if recipe.layers == "all" else recipe.layers
     if trained is not None:
         wanted = tuple(layer.index for layer in trained.layers)
-    layers = linearize(loaded.model, settings, layers=wanted)
+    kept = () if trained is not None else kept_layers(loaded.model, recipe)
+    layers = linearize(loaded.model, settings, layers=wanted, keep=kept)
     manifest = _manifest(loaded.model, layers, settings, loaded.provenance, recipe)
     if trained is not None:
         apply_adapter(loaded.model, trained)
@@ -115,6 +123,18 @@ def method_settings(method: Method) -> AttentionSettings:
     return settings
 
 
+def kept_layers(model: PreTrainedModel, recipe: Recipe) -> tuple[int, ...]:
+    """Indices of the layers that a recipe leaves as they are, although `layers` may name them."""
+    if recipe.keep_softmax == "none":
+        return ()
+    if recipe.keep_softmax != "local":
+        return recipe.keep_softmax
+    kept = local_layers(model) if recipe.layers == "all" else ()
+    if kept:
+        logger.info("layers %s keep their own window", list(kept))
+    return kept
+
+
 def load_teacher(manifest: Manifest, reference: str | Path | None = None) -> PreTrainedModel:
     """The original softmax model of an artifact.
 
@@ -141,6 +161,8 @@ def _manifest(
     config: Any = model.config.get_text_config(decoder=True)
     limits = [getattr(config, name) for name in _POSITIONS if getattr(config, name, None)]
     new = sum(parameter.numel() for parameter in new_parameters(model).values())
+    converted = tuple(layer.index for layer in layers)
+    kept = [_kept(layer) for layer in softmax_layers(model, converted)] if is_hybrid(model.config) else []
     return Manifest(
         base=base,
         recipe=recipe.model_dump(mode="json"),
@@ -149,16 +171,32 @@ def _manifest(
             hidden_size=cast(nn.Embedding, model.get_input_embeddings()).embedding_dim,
             max_position=limits[0] if limits else None,
             layers=config.num_hidden_layers,
-            linear_layers=tuple(layer.index for layer in layers),
+            linear_layers=converted,
             settings=settings.as_dict(),
             parameters=sum(parameter.numel() for parameter in model.parameters()),
             new_parameters=new,
-            state_bytes=sum(_state_bytes(layer) for layer in layers),
+            state_bytes=sum(map(_state_bytes, layers)) + sum(layer.state_bytes for layer in kept),
+            softmax_layers=tuple(kept),
         ),
     )
 
 
+def _kept(layer: SoftmaxLayer) -> KeptLayer:
+    """What the manifest says of a layer that is not converted."""
+    shape = layer.shape
+    if isinstance(layer.settings, AttentionSettings):
+        return KeptLayer(
+            index=layer.index, window=layer.window, state_bytes=_bytes(layer.settings, shape, features=0)
+        )
+    row = _FLOAT_BYTES * shape.kv_heads * (shape.head_dim + shape.value_dim)
+    return KeptLayer(index=layer.index, window=layer.window, bytes_per_token=row)
+
+
 def _state_bytes(layer: LinearLayer) -> int:
     features = AugmentedAttention(layer.settings, layer.shape).features
-    shapes = state_shapes(layer.settings, layer.shape, features, 1)
-    return _FLOAT_BYTES * sum(math.prod(shape) for shape in shapes.values())
+    return _bytes(layer.settings, layer.shape, features=features)
+
+
+def _bytes(settings: AttentionSettings, shape: LayerShape, *, features: int) -> int:
+    shapes = state_shapes(settings, shape, features, 1)
+    return _FLOAT_BYTES * sum(math.prod(one) for one in shapes.values())

@@ -18,7 +18,11 @@ logger = logging.getLogger(__name__)
 
 
 def linearize(
-    model: PreTrainedModel, settings: AttentionSettings, *, layers: Sequence[int] | None = None
+    model: PreTrainedModel,
+    settings: AttentionSettings,
+    *,
+    layers: Sequence[int] | None = None,
+    keep: Sequence[int] = (),
 ) -> list[LinearLayer]:
     """Give attention layers freshly initialised operators, and route their attention to them.
 
@@ -29,24 +33,29 @@ def linearize(
         model: a loaded causal language model; changed in place.
         settings: the operator's settings, the same for all layers.
         layers: layer indices to convert; all when None. The others keep softmax attention and their KV cache.
+        keep: of those, indices that are not converted after all.
 
     Returns:
         The converted layers, by layer index.
 
     Raises:
         ArchitectureError: when the attention cannot be replaced.
-        InputError: when `layers` names no such layer, or the model is linear already.
+        InputError: when `layers` or `keep` names no such layer, no layer is left, or the model is linear
+            already.
     """
     if any(ATTRIBUTE in module._modules for module in model.modules()):
         raise InputError(f"{type(model).__name__} is linear already", hint="Load the original checkpoint.")
     found = discover(model)
     wanted = {layer.index for layer in found} if layers is None else set(layers)
-    missing = sorted(wanted - {layer.index for layer in found})
-    if missing or not wanted:
+    missing = sorted({*wanted, *keep} - {layer.index for layer in found})
+    if missing:
         raise InputError(
             f"no attention layer {missing[:1]}: layers are {found[0].index} to {found[-1].index}",
             hint="Name existing layers, or leave `layers` out to convert all.",
         )
+    wanted -= set(keep)
+    if not wanted:
+        raise InputError("no layer is left to convert", hint="Keep fewer layers.")
     converted = [
         LinearLayer(name=layer.name, index=layer.index, shape=layer.shape, settings=settings)
         for layer in found

@@ -2,8 +2,9 @@
 
 One graph serves prefill, chunked prefill, plain decoding, chain and tree verification. Axes: B
 sequences, T nodes of this call, R rows whose logits are wanted, A accepted rows of the previous call, P
-rows of the previous call. All are dynamic, A and P may be 0 (the first call); nothing grows with the
-context.
+rows of the previous call. All are dynamic, A and P may be 0 (the first call). Nothing grows with the
+context but the caches of layers that stay softmax over the whole text: ``past.{i}.key`` and ``.value`` of
+capacity N (``plugins/softmax_attention/schema.py``), which the caller keeps at least ``max(past.length) + A``.
 
 Inputs::
 
@@ -24,10 +25,11 @@ Outputs::
     pending_out.{i}.key, .value    this call's rows
 
 A node's position is ``past.length + accept_count + depth``, computed in the graph. To continue, feed
-present.* as past.* and pending_out.* as pending.*.
+present.* as past.* and pending_out.* as pending.*. A growing cache may be one buffer, past and present.
 """
 
-from lineahead.plugins.augmented_attention.schema import AttentionSettings
+from collections.abc import Sequence
+from typing import Protocol
 
 CALL_INPUTS = ("input_ids", "ancestors", "output_index", "accept_index", "accept_count")
 LENGTH_IN, LENGTH_OUT = "past.length", "present.length"
@@ -35,20 +37,28 @@ LOGITS, HIDDEN_STATES = "logits", "hidden_states"
 PENDING_PARTS = ("key", "value")
 
 
-def layer_ports(settings: AttentionSettings, index: int, past: str, pending: str) -> list[str]:
+class LayerSettings(Protocol):
+    """What a layer's settings say about its ports."""
+
+    @property
+    def state_ports(self) -> tuple[str, ...]:
+        """Names of the state tensors that it has."""
+
+
+def layer_ports(settings: LayerSettings, index: int, past: str, pending: str) -> list[str]:
     """Port names of layer `index`: its state tensors that exist, then its pending key and value."""
     names = [f"{past}.{index}.{name}" for name in settings.state_ports]
     return names + [f"{pending}.{index}.{name}" for name in PENDING_PARTS]
 
 
-def input_names(settings: list[AttentionSettings]) -> list[str]:
-    """All graph inputs in order, for one `AttentionSettings` per layer."""
+def input_names(settings: Sequence[LayerSettings]) -> list[str]:
+    """All graph inputs in order, for the settings of every layer."""
     layers = [name for i, one in enumerate(settings) for name in layer_ports(one, i, "past", "pending")]
     return [*CALL_INPUTS, LENGTH_IN, *layers]
 
 
-def output_names(settings: list[AttentionSettings]) -> list[str]:
-    """All graph outputs in order, for one `AttentionSettings` per layer."""
+def output_names(settings: Sequence[LayerSettings]) -> list[str]:
+    """All graph outputs in order, for the settings of every layer."""
     layers = [
         name for i, one in enumerate(settings) for name in layer_ports(one, i, "present", "pending_out")
     ]

@@ -54,6 +54,22 @@ class Base(Record):
     license: str | None = None
 
 
+class SoftmaxLayer(Record):
+    """An attention layer that is not converted.
+
+    Attributes:
+        index: its index.
+        window: tokens that it sees; 0 when it sees the whole text.
+        state_bytes: of its keys and values per sequence, whatever the context, in float32; 0 if they grow.
+        bytes_per_token: by which they grow; 0 if they do not.
+    """
+
+    index: int
+    window: int = 0
+    state_bytes: int = 0
+    bytes_per_token: int = 0
+
+
 class Model(Record):
     """The converted model's dimensions.
 
@@ -66,7 +82,9 @@ class Model(Record):
         settings: the operator's settings, as saved in ``config.json``.
         parameters: number of parameters.
         new_parameters: how many of them conversion added.
-        state_bytes: bytes of the decoding state per sequence, whatever the context, in float32.
+        state_bytes: bytes of the decoding state per sequence, whatever the context, in float32; windows of
+            softmax layers are counted, caches that grow are not.
+        softmax_layers: the attention layers that are not converted.
     """
 
     vocab_size: int
@@ -78,6 +96,12 @@ class Model(Record):
     parameters: int
     new_parameters: int
     state_bytes: int
+    softmax_layers: tuple[SoftmaxLayer, ...] = ()
+
+    @property
+    def bytes_per_token(self) -> int:
+        """By how much the decoding state grows with every token, per sequence, in float32."""
+        return sum(layer.bytes_per_token for layer in self.softmax_layers)
 
 
 class Training(Record):

@@ -1,5 +1,6 @@
 """A step model traced into one ONNX graph: one node per attention layer, and the bodies that define it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx_ir as ir
@@ -17,6 +18,7 @@ from lineahead.plugins.augmented_attention.schema import (
     OP_VERSION,
     AttentionSettings,
 )
+from lineahead.plugins.softmax_attention.schema import CacheSettings
 
 IR_VERSION = 10
 OPSET = 23  # RMSNormalization and RotaryEmbedding exist from here on: half the nodes of 21
@@ -73,18 +75,20 @@ def _samples(model: StepModel) -> tuple[Tensor, ...]:
     ancestors, length, index, count = operator.sample_call(batch, nodes, 6)
     past = [
         torch.zeros(*x.shape[:2], pending, *x.shape[3:]) if x.shape[2:3] == (0,) else x
-        for x in model.empty(batch)
+        for x in model.empty(batch, rows=1)
     ]
     tokens = torch.ones(batch, nodes, dtype=torch.int64)
     return (tokens, ancestors, torch.zeros(batch, rows, dtype=torch.int64), index, count, length, *past)
 
 
-def _axes(settings: list[AttentionSettings]) -> tuple[object, ...]:
+def _axes(settings: Sequence[AttentionSettings | CacheSettings]) -> tuple[object, ...]:
     axis = operator.dimensions()
     batch, nodes = axis["batch"], axis["nodes"]
+    capacity = torch.export.Dim("capacity", min=1, max=1 << 24)
     layers: list[dict[int, object]] = []
     for one in settings:
-        layers += [{0: batch}] * len(one.state_ports)
+        grows = isinstance(one, CacheSettings)
+        layers += [{0: batch, 2: capacity} if grows else {0: batch}] * len(one.state_ports)
         layers += [{0: batch, 2: axis["pending"]}] * len(step_graph.PENDING_PARTS)
     return (
         {0: batch, 1: nodes},
@@ -176,6 +180,7 @@ def attach_bodies(model: ir.Model, step_model: StepModel) -> None:
         assert window is not None
         assert window.name is not None
         layer = step_model.layers[int(window.name.split(".")[1])]
+        assert isinstance(layer.settings, AttentionSettings)
         scale = node.attributes["scale"].as_float()
         body = operator.Body(settings=layer.settings, shape=layer.shape, scale=scale)
         node.overload = bodies.setdefault(body, "" if not bodies else f"v{len(bodies)}")

@@ -27,11 +27,13 @@ from lineahead.errors import ParityError
 from lineahead.plugins import step_graph
 from lineahead.plugins.augmented_attention.huggingface.layers import LinearLayer
 from lineahead.plugins.augmented_attention.huggingface.modeling import layers_of
+from lineahead.plugins.augmented_attention.huggingface.softmax_layers import SoftmaxLayer
 from lineahead.plugins.augmented_attention.huggingface.step_model import StepModel
 
 logger = logging.getLogger(__name__)
 
 OWN_TOKENS = 64
+LONGEST_WINDOW = 1024
 ROWS_FIRST = (torch.nn.Linear, torch.nn.Embedding)  # GPT-2's Conv1D keeps [K, N]
 Reference = list[list[list[Array]]]
 
@@ -84,8 +86,8 @@ def compare(artifact: Path, graph: Path, *, precision: str = "fp32", seed: int =
         seed: of tokens and trees.
     """
     model = StepModel(*_load(artifact))
-    empty = [x.numpy() for x in model.empty(1)]
-    script = cases(model.layers[0].settings, model.model.get_input_embeddings().num_embeddings, seed=seed)
+    script = cases(windows(model), model.model.get_input_embeddings().num_embeddings, seed=seed)
+    empty = [x.numpy() for x in model.empty(1, rows=max(OWN_TOKENS + 2, *(case.nodes for case in script)))]
     rounding, text, original = 0.0, [], []
     if precision == "fp32":
         reference = _roll(_eager(model), script, empty)
@@ -120,6 +122,13 @@ def compare_in_subprocess(artifact: Path, graph: Path, *, precision: str = "fp32
             hint=f"Run it by hand: {' '.join(command[1:])}",
         )
     return Parity(**json.loads(process.stdout.splitlines()[-1]))
+
+
+def windows(model: StepModel) -> tuple[int, ...]:
+    """Window of the converted layers, then those of other layers that are short enough to be crossed here."""
+    settings = [layer.settings for layer in model.layers if isinstance(layer, LinearLayer)]
+    kept = {layer.window for layer in model.layers if isinstance(layer, SoftmaxLayer)}
+    return (settings[0].window, *sorted(size for size in kept if 0 < size <= LONGEST_WINDOW))
 
 
 def own_text(model: StepModel, empty: Sequence[Array], *, seed: int) -> Case:

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lineahead.plugins.augmented_attention.schema import AttentionSettings
-
+CHUNK = 256
 Array = NDArray[Any]
 Backend = Callable[[Sequence[Array]], Sequence[Array]]
 
@@ -42,10 +41,15 @@ class Case:
     turns: list[Turn]
     all_rows: bool = False
 
+    @property
+    def nodes(self) -> int:
+        """Nodes of all calls: more than any sequence has tokens."""
+        return sum(turn.tokens.shape[1] for turn in self.turns)
 
-def cases(settings: AttentionSettings, vocabulary: int, *, seed: int = 0) -> list[Case]:
-    """The runs that parity is judged by; `settings` says where groups and windows end."""
-    rng, span = np.random.default_rng(seed), max(settings.window, 2)
+
+def cases(windows: Sequence[int], vocabulary: int, *, seed: int = 0) -> list[Case]:
+    """The runs that parity is judged by; `windows` says where groups and windows end, the shortest first."""
+    rng, span = np.random.default_rng(seed), max(windows[0], 2)
 
     def chain(nodes: int) -> Turn:
         tree = np.tril(np.ones((nodes, nodes), bool))
@@ -64,10 +68,15 @@ def cases(settings: AttentionSettings, vocabulary: int, *, seed: int = 0) -> lis
             accepted=paths,
         )
 
+    def crossing(window: int) -> list[Turn]:
+        parts = [min(CHUNK, window + 3 - start) for start in range(0, window + 3, CHUNK)]
+        return [*map(chain, parts), trees(6, 1), chain(1)]
+
     starts = (span - 1, span, 2 * span - 2)
     return [
         Case(name="prefill and decode", turns=[chain(n) for n in (span, span, span // 2 + 1, *[1] * 6)]),
         *(Case(name=f"trees from {n}", turns=[chain(n), trees(7, 1), trees(5, 1), chain(1)]) for n in starts),
+        *(Case(name=f"beyond {window}", turns=crossing(window)) for window in windows[1:]),
         Case(
             name="ragged batch",
             turns=[

@@ -8,8 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from lineahead.errors import ArtifactError, BackendError, CheckpointError, LineaheadError
+from lineahead.plugins.softmax_attention.schema import CacheSettings, capacity
 from lineahead.plugins.step_graph import LENGTH_IN
 from lineahead.runtime.artifact import Artifact
+from lineahead.runtime.caches import rows_needed, trimmed
 from lineahead.runtime.session import Ints, Session, SessionInfo, StepInput, StepOutput, check
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -29,6 +31,8 @@ class EagerSession(Session):
         """
         self._model, self.identity, self.info = model, identity, info
         self._names = list(names)
+        growing = growing_names(model)
+        self._growing = [place for place, name in enumerate(self._names) if name in growing]
         self.reset(0)
 
     @classmethod
@@ -99,6 +103,7 @@ class EagerSession(Session):
         import torch
 
         check(inputs, len(self._length), self._nodes)
+        self._reserve(rows_needed(inputs, self._length))
         arrays = (inputs.input_ids, inputs.ancestors, inputs.output_index, inputs.accept_index)
         call = [self._tensor(array) for array in (*arrays, inputs.accept_count, self._length)]
         with torch.inference_mode(), _reported():
@@ -106,6 +111,16 @@ class EagerSession(Session):
         self._carried, self._nodes = carried, inputs.input_ids.shape[1]
         self._length = self._length + inputs.accept_count
         return StepOutput(logits=logits.float().cpu().numpy(), hidden=hidden.float().cpu().numpy())
+
+    def _reserve(self, rows: int) -> None:
+        """Make room for `rows` tokens in the caches that grow."""
+        import torch
+
+        for place in self._growing:
+            cache = self._carried[place]
+            more = capacity(rows) - cache.shape[2]
+            if more > 0:
+                self._carried[place] = torch.nn.functional.pad(cache, (0, 0, 0, more))
 
     def _tensor(self, array: npt.NDArray[Any]) -> Any:
         import torch
@@ -133,17 +148,22 @@ class EagerSession(Session):
         """Copies of the committed state; half precisions are widened, so that any backend can load them."""
         named = zip(self._names, self._carried, strict=True)
         state = {name: tensor.float().cpu().numpy() for name, tensor in named if name.startswith("past.")}
-        return {LENGTH_IN: self._length.copy(), **state}
+        growing = [self._names[place] for place in self._growing]
+        return {LENGTH_IN: self._length.copy(), **trimmed(state, growing, self._length)}
 
     def write_state(self, tensors: dict[str, npt.NDArray[np.generic]]) -> None:
         """Replace the state; as :meth:`Session.write_state`."""
-        self.reset(len(tensors.get(LENGTH_IN, ())))
+        length = tensors.get(LENGTH_IN, np.zeros(0, np.int64)).astype(np.int64)
+        self.reset(len(length))
+        rows = int(length.max(initial=0))
         wanted = {LENGTH_IN: self._length.shape}
         wanted |= {
             name: tuple(tensor.shape)
             for name, tensor in zip(self._names, self._carried, strict=True)
             if name.startswith("past.")
         }
+        for name in (self._names[place] for place in self._growing):
+            wanted[name] = (*wanted[name][:2], rows, wanted[name][3])
         found = {name: array.shape for name, array in tensors.items()}
         for name in sorted(wanted.keys() | found.keys()):
             if wanted.get(name) != found.get(name):
@@ -151,10 +171,20 @@ class EagerSession(Session):
                     f"saved state: {name} has shape {found.get(name)}, this model's is {wanted.get(name)}",
                     hint="Load the state into the artifact that it was saved from.",
                 )
-        self._length = tensors[LENGTH_IN].astype(np.int64)
+        self._length = length
         for place, name in enumerate(self._names):
             if name in tensors:
                 self._carried[place] = self._tensor(tensors[name]).to(self._carried[place].dtype)
+
+
+def growing_names(model: Any) -> set[str]:
+    """Those of :func:`carried_names` that are caches with a row for every token."""
+    return {
+        f"past.{layer.index}.{port}"
+        for layer in model.layers
+        if isinstance(layer.settings, CacheSettings)
+        for port in layer.settings.state_ports
+    }
 
 
 def carried_names(model: Any) -> list[str]:

@@ -13,6 +13,7 @@ from lineahead.plugins.augmented_attention.native import Implementation
 from lineahead.plugins.step_graph import HIDDEN_STATES, LENGTH_IN, LOGITS
 from lineahead.runtime.backends.ort_buffers import Array, Buffers, Port, carried_ports
 from lineahead.runtime.backends.ort_library import PROVIDERS, Provider, open_graph, reported
+from lineahead.runtime.caches import rows_needed, trimmed, widened
 from lineahead.runtime.session import Ints, Session, SessionInfo, StepInput, StepOutput, check
 
 logger = logging.getLogger(__name__)
@@ -38,8 +39,8 @@ def native_kernels(wanted: Implementation | None, provider: Provider) -> Path | 
 class OnnxRuntimeSession(Session):
     """A step graph and the decoding state of a batch.
 
-    Function bodies read and write two state sets that swap; a native kernel updates one set in place. The
-    length is counted on the host, so it is never aliased.
+    Function bodies read and write two state sets that swap; a native kernel updates one set in place, as does
+    every step the caches that grow. The length is counted on the host, so it is never aliased.
     """
 
     def __init__(
@@ -112,6 +113,7 @@ class OnnxRuntimeSession(Session):
         }
         nodes, results = inputs.input_ids.shape[1], inputs.output_index.shape[1]
         with reported("the step failed", REDO):
+            self._buffers.reserve(rows_needed(inputs, self._length))
             logits, hidden = self._buffers.run(call, nodes, results, self._widths)
         self._length = self._length + inputs.accept_count
         return StepOutput(logits=logits, hidden=hidden)  # type: ignore[arg-type]
@@ -124,20 +126,23 @@ class OnnxRuntimeSession(Session):
         pick = np.asarray(rows, np.int64)
         fresh = pick < 0
         buffers = self._new(len(rows))
+        buffers.reserve(self._buffers.capacity)
         selected = [{name: _rows(array, pick, fresh) for name, array in part.items()} for part in old]
         buffers.write(selected[0], selected[1], nodes)
         self._length = _rows(self._length, pick, fresh)
         self._buffers = buffers
 
     def read_state(self) -> dict[str, Array]:
-        """Copies of the committed state."""
-        return {LENGTH_IN: self._length.copy(), **self._buffers.read()[0]}
+        """Copies of the committed state; caches that grow are cut at the longest sequence."""
+        growing = [port.past for port in self._ports[0] if port.grows]
+        return {LENGTH_IN: self._length.copy(), **trimmed(self._buffers.read()[0], growing, self._length)}
 
     def write_state(self, tensors: dict[str, Array]) -> None:
         """Replace the state; as :meth:`Session.write_state`."""
-        batch = len(tensors.get(LENGTH_IN, ()))
+        length = tensors.get(LENGTH_IN, np.zeros(0, np.int64)).astype(np.int64)
+        batch, rows = len(length), int(length.max(initial=0))
         wanted: dict[str, tuple[tuple[int, ...], Any]] = {
-            port.past: (port.sized(batch, 0), np.dtype(port.dtype)) for port in self._ports[0]
+            port.past: (port.sized(batch, rows), np.dtype(port.dtype)) for port in self._ports[0]
         }
         wanted[LENGTH_IN] = ((batch,), np.dtype(np.int64))
         found = {name: (array.shape, array.dtype) for name, array in tensors.items()}
@@ -148,8 +153,13 @@ class OnnxRuntimeSession(Session):
                     hint="Load the state into the artifact that it was saved from.",
                 )
         self.reset(batch)
-        self._length = tensors[LENGTH_IN].astype(np.int64)
-        self._buffers.write({port.past: tensors[port.past] for port in self._ports[0]}, {}, 0)
+        self._length = length
+        self._buffers.reserve(rows)
+        state = {
+            port.past: widened(tensors[port.past], self._buffers.capacity) if port.grows else tensors[port.past]
+            for port in self._ports[0]
+        }
+        self._buffers.write(state, {}, 0)
 
 
 def _rows(array: Any, pick: Ints, fresh: Any) -> Any:

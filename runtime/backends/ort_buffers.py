@@ -8,10 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from lineahead.errors import ArtifactError
+from lineahead.plugins.softmax_attention.schema import capacity
 from lineahead.plugins.step_graph import CALL_INPUTS, HIDDEN_STATES, LENGTH_IN, LOGITS
 from lineahead.runtime.backends.ort_library import Provider, library
 
-NODES = -1
+NODES, CAPACITY = -1, -2
 KEPT_NODES = 64
 TYPES: dict[str, type[np.generic]] = {
     "tensor(float)": np.float32,
@@ -29,7 +30,8 @@ class Port:
     Attributes:
         past: name of the input.
         present: name of the output that becomes it.
-        shape: without the batch axis; NODES where the axis counts the previous call's nodes.
+        shape: without the batch axis; NODES where the axis counts the previous call's nodes, CAPACITY where
+            it counts the rows of a growing cache.
         dtype: numpy type.
     """
 
@@ -38,9 +40,14 @@ class Port:
     shape: tuple[int, ...]
     dtype: type[np.generic]
 
-    def sized(self, batch: int, nodes: int) -> tuple[int, ...]:
-        """Shape for a batch and a number of nodes."""
-        return (batch, *(nodes if axis == NODES else axis for axis in self.shape))
+    @property
+    def grows(self) -> bool:
+        """Whether it is a cache with a row for every token."""
+        return CAPACITY in self.shape
+
+    def sized(self, batch: int, count: int) -> tuple[int, ...]:
+        """Shape for a batch and a number of nodes, or rows."""
+        return (batch, *(count if axis < 0 else axis for axis in self.shape))
 
 
 def carried_ports(session: Any) -> tuple[list[Port], list[Port]]:
@@ -62,7 +69,8 @@ def carried_ports(session: Any) -> tuple[list[Port], list[Port]]:
         present = f"present.{tail}" if head == "past" else f"pending_out.{tail}"
         if present not in outputs:
             missing.append(present)
-        shape = tuple(axis if isinstance(axis, int) else NODES for axis in one.shape[1:])
+        unknown = CAPACITY if head == "past" else NODES
+        shape = tuple(axis if isinstance(axis, int) else unknown for axis in one.shape[1:])
         port = Port(past=one.name, present=present, shape=shape, dtype=TYPES[one.type])
         (state if head == "past" else pending).append(port)
     if missing:
@@ -75,7 +83,8 @@ def carried_ports(session: Any) -> tuple[list[Port], list[Port]]:
 class Buffers:
     """Everything that one batch size needs: state (two sets, or one in place), two pending sets, results.
 
-    Memory belongs to numpy on the CPU and to ONNX Runtime on a GPU. Bindings are made once per set; a call
+    Caches that grow are always one buffer, input and output: the graph scatters into them and reads what it has
+    written, so that a step costs no copy of them. Memory belongs to numpy on the CPU and to ONNX Runtime on a GPU. Bindings are made once per set; a call
     binds its small inputs and, when the number of nodes changes, the pending values.
     """
 
@@ -92,11 +101,11 @@ class Buffers:
         self.batch = batch
         self._value, self._session = library().OrtValue, session
         self._state, self._pending = ports
-        self._device, self._in_place = provider, in_place
-        sets = (
-            [self._zeros(self._state, 0)] * 2 if in_place else [self._zeros(self._state, 0) for _ in range(2)]
-        )
-        self._states: list[dict[str, Any]] = sets
+        self._device = provider
+        self.capacity = capacity(0)
+        first = self._zeros(self._state, self.capacity)
+        constant = [] if in_place else [port for port in self._state if not port.grows]
+        self._states: list[dict[str, Any]] = [first, {**first, **self._zeros(constant, 0)}]
         self._rows: list[dict[int, dict[str, Any]]] = [{}, {}]
         self._results: dict[int, tuple[Array, Array, Any, Any]] = {}
         self._turn, self.nodes = 0, 0
@@ -104,14 +113,29 @@ class Buffers:
         self._bindings = [self._bind_state(turn) for turn in range(2)]
         self._bound: list[dict[str, int]] = [{}, {}]
 
+    def reserve(self, rows: int) -> None:
+        """Make room for `rows` tokens in the caches that grow; what they hold stays."""
+        growing = [port for port in self._state if port.grows]
+        if rows <= self.capacity or not growing:
+            return
+        self.capacity = capacity(rows)
+        for port in growing:
+            old = self._states[0][port.past].numpy()
+            larger = np.zeros(port.sized(self.batch, self.capacity), port.dtype)
+            larger[:, :, : old.shape[2]] = old
+            value = self._from(larger)
+            for states in self._states:
+                states[port.past] = value
+        self._bindings, self._bound = [self._bind_state(turn) for turn in range(2)], [{}, {}]
+
     def _allocate(self, shape: tuple[int, ...], dtype: type[np.generic]) -> Any:
         return self._from(np.zeros(shape, dtype))
 
     def _from(self, array: Array) -> Any:
         return self._value.ortvalue_from_numpy(np.ascontiguousarray(array), self._device, 0)
 
-    def _zeros(self, ports: Sequence[Port], nodes: int) -> dict[str, Any]:
-        return {port.past: self._allocate(port.sized(self.batch, nodes), port.dtype) for port in ports}
+    def _zeros(self, ports: Sequence[Port], count: int) -> dict[str, Any]:
+        return {port.past: self._allocate(port.sized(self.batch, count), port.dtype) for port in ports}
 
     def _bind_state(self, turn: int) -> Any:
         binding = self._session.io_binding()
@@ -178,7 +202,7 @@ class Buffers:
         return state, {name: value.numpy().copy() for name, value in rows.items()}
 
     def write(self, state: dict[str, Array], pending: dict[str, Array], nodes: int) -> None:
-        """Replace the current state and pending tensors (shapes already checked)."""
+        """Replace the current state and pending tensors (shapes already checked; see :meth:`reserve`)."""
         rows = self._pending_rows(self._turn, nodes)
         for target, source in ((self._states[self._turn], state), (rows, pending)):
             for name, array in source.items():

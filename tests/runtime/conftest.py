@@ -138,11 +138,9 @@ def tokenizer_folder(tmp_path):
     return tmp_path
 
 
-@pytest.fixture(scope="session")
-def artifact(tmp_path_factory):
-    """A random two-layer linear Llama of 300 tokens' vocabulary, exported."""
+def export(folder, model, **linear):
+    """Convert `model`, give its operators weights that matter, save it and its step graph."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
 
     from lineahead.convert.checkpoint import save_artifact
     from lineahead.convert.onnx import graph
@@ -151,24 +149,10 @@ def artifact(tmp_path_factory):
     from lineahead.plugins.augmented_attention.huggingface.step_model import StepModel
     from lineahead.plugins.augmented_attention.schema import preset
 
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=300,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=160,
-        initializer_range=0.3,
-        eos_token_id=1,
-    )
-    model = LlamaForCausalLM(config).eval()
-    linearize(model, preset("softmax-hedgehog", window=16))
+    linearize(model, preset("softmax-hedgehog", window=16), **linear)
     for name, parameter in model.named_parameters():
         if name.endswith(".conv"):
             parameter.data += 0.1 * torch.randn_like(parameter)
-    folder = tmp_path_factory.mktemp("artifact") / "tiny"
     save_artifact(model, None, folder)
     byte_tokenizer(folder)
     (folder / "onnx").mkdir()
@@ -177,3 +161,45 @@ def artifact(tmp_path_factory):
         traced = graph.trace(StepModel(model, layers_of(model.config)))
     graph.save(traced, folder / "onnx" / "verifier.onnx")
     return folder
+
+
+SIZES = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.3,
+    "eos_token_id": 1,
+}
+
+
+@pytest.fixture(scope="session")
+def artifact(tmp_path_factory):
+    """A random two-layer linear Llama of 300 tokens' vocabulary, exported."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**SIZES, num_hidden_layers=2, max_position_embeddings=160)).eval()
+    return export(tmp_path_factory.mktemp("artifact") / "tiny", model)
+
+
+@pytest.fixture(scope="session")
+def hybrid_artifact(tmp_path_factory):
+    """A random Gemma 3 whose first layer keeps its window, its second the whole text; the third is linear."""
+    import torch
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    torch.manual_seed(0)
+    kinds = ["sliding_attention", "full_attention", "full_attention"]
+    config = Gemma3TextConfig(
+        **SIZES,
+        num_hidden_layers=3,
+        head_dim=8,
+        sliding_window=12,
+        layer_types=kinds,
+        max_position_embeddings=1024,
+    )
+    model = Gemma3ForCausalLM(config).eval()
+    return export(tmp_path_factory.mktemp("hybrid") / "tiny", model, layers=[2])

@@ -1,7 +1,7 @@
 """Find any model's attention layers: run one tiny forward with a function that writes down who called it."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -36,13 +36,17 @@ class FoundLayer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Call:
+class Call:
+    """One call of the attention function: by whom, shapes, mask, and whether scores have no cap or sinks."""
+
     module: nn.Module
     query: tuple[int, ...]
     key: tuple[int, ...]
     value: tuple[int, ...]
     causal: bool
     position_bias: bool
+    mask: Tensor | None
+    plain: bool
 
 
 def discover(model: PreTrainedModel) -> list[FoundLayer]:
@@ -56,7 +60,16 @@ def discover(model: PreTrainedModel) -> list[FoundLayer]:
     """
     kind = type(model).__name__
     _refuse_own_state(model, kind)
-    calls = _probe(model, kind)
+    return sorted(found_layers(model, probe(model, flash_attention_mask)), key=lambda layer: layer.index)
+
+
+def found_layers(model: PreTrainedModel, calls: list[Call]) -> list[FoundLayer]:
+    """The layers that made `calls`, in the order of the calls.
+
+    Raises:
+        ArchitectureError: when one of them cannot be replaced.
+    """
+    kind = type(model).__name__
     if not calls:
         raise ArchitectureError(
             f"{kind} never calls transformers' attention table: its attention cannot be replaced", hint=HINT
@@ -67,7 +80,7 @@ def discover(model: PreTrainedModel) -> list[FoundLayer]:
     for index, times in Counter(layer.index for layer in found).items():
         if times > 1:
             raise ArchitectureError(f"{kind}: {times} attention modules share layer index {index}", hint=HINT)
-    return sorted(found, key=lambda layer: layer.index)
+    return found
 
 
 def _refuse_own_state(model: PreTrainedModel, kind: str) -> None:
@@ -85,8 +98,17 @@ def _refuse_own_state(model: PreTrainedModel, kind: str) -> None:
         raise ArchitectureError(f"{kind} keeps a recurrent state of its own beside the KV cache", hint=HINT)
 
 
-def _probe(model: PreTrainedModel, kind: str) -> list[_Call]:
-    calls: list[_Call] = []
+def probe(model: PreTrainedModel, mask: Callable[..., Tensor | None]) -> list[Call]:
+    """Run a few tokens and return every call of the attention function, in order.
+
+    Args:
+        model: unchanged afterwards.
+        mask: what transformers calls for masks.
+
+    Raises:
+        ArchitectureError: when the model does not run.
+    """
+    calls: list[Call] = []
 
     def write_down(
         module: nn.Module,
@@ -98,26 +120,28 @@ def _probe(model: PreTrainedModel, kind: str) -> list[_Call]:
     ) -> tuple[Tensor, None]:
         causal = kwargs.get("is_causal")
         calls.append(
-            _Call(
+            Call(
                 module=module,
                 query=tuple(query.shape),
                 key=tuple(key.shape),
                 value=tuple(value.shape),
                 causal=getattr(module, "is_causal", True) if causal is None else bool(causal),
                 position_bias=kwargs.get("position_bias") is not None,
+                mask=attention_mask,
+                plain=kwargs.get("softcap") is None and kwargs.get("s_aux") is None,
             )
         )
         return query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[3]), None
 
     AttentionInterface.register(PROBE, write_down)
-    AttentionMaskInterface.register(PROBE, flash_attention_mask)
+    AttentionMaskInterface.register(PROBE, mask)
     with _implementation(model, PROBE), torch.no_grad():
         tokens = torch.arange(1, 1 + _TOKENS, device=model.device)[None]
         try:
             model(input_ids=tokens, use_cache=False)
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError) as error:
             line = (str(error) or type(error).__name__).splitlines()[0]
-            raise ArchitectureError(f"{kind} cannot be probed: {line}", hint=HINT) from error
+            raise ArchitectureError(f"{type(model).__name__} cannot be probed: {line}", hint=HINT) from error
     return calls
 
 
@@ -150,7 +174,7 @@ def _implementations(model: PreTrainedModel) -> list[tuple[Any, str | None]]:
     return [(config, config._attn_implementation) for config in configs.values()]
 
 
-def _layer(kind: str, call: _Call, name: str | None, times: int) -> FoundLayer:
+def _layer(kind: str, call: Call, name: str | None, times: int) -> FoundLayer:
     where = f"{kind}, {name or type(call.module).__name__}"
     (_, heads, rows, dim), (_, kv_heads, keys, key_dim), (_, _, _, value_dim) = (
         call.query,

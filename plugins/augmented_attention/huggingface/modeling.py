@@ -136,6 +136,11 @@ def layers_of(config: Any) -> list[LinearLayer]:
     return [LinearLayer.from_dict(layer) for layer in saved["layers"]]
 
 
+def is_hybrid(config: Any) -> bool:
+    """Whether a converted model's config says that attention layers remain that are not converted."""
+    return bool(config.lineahead["hybrid"])
+
+
 def become_linear(model: PreTrainedModel, layers: Sequence[LinearLayer], *, hybrid: bool) -> None:
     """Turn a loaded softmax model into its linear subclass, in place, with fresh operators.
 
@@ -179,7 +184,7 @@ def _route(model: PreTrainedModel) -> None:
     """Point transformers' attention table at us, and let the converted layers find their cache."""
     config = model.config.get_text_config(decoder=True)
     softmax: Softmax = "eager" if config._attn_implementation == "eager" else "sdpa"
-    implementation = Implementation(softmax=softmax, hybrid=model.config.lineahead["hybrid"])
+    implementation = Implementation(softmax=softmax, hybrid=is_hybrid(model.config))
     model.set_attn_implementation(implementation.register())
     if config._attn_implementation != implementation.name:
         raise ArchitectureError(

@@ -13,10 +13,20 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from lineahead.errors import ArchitectureError
 from lineahead.plugins.augmented_attention.custom_op import attributes, augmented_attention
 from lineahead.plugins.augmented_attention.huggingface.layers import ATTRIBUTE, LinearLayer
+from lineahead.plugins.augmented_attention.huggingface.modeling import is_hybrid
+from lineahead.plugins.augmented_attention.huggingface.softmax_layers import SoftmaxLayer, softmax_layers
 from lineahead.plugins.augmented_attention.masks import tree_depth
 from lineahead.plugins.augmented_attention.module import AugmentedAttention
-from lineahead.plugins.augmented_attention.schema import OUTPUTS, PARAMETERS, STATE, state_shapes
+from lineahead.plugins.augmented_attention.schema import (
+    OUTPUTS,
+    PARAMETERS,
+    STATE,
+    AttentionSettings,
+    state_shapes,
+)
 from lineahead.plugins.augmented_attention.step import step
+from lineahead.plugins.softmax_attention.schema import CacheSettings, capacity
+from lineahead.plugins.softmax_attention.step import cache_step
 
 ATTENTION_NAME = "lineahead_step"
 
@@ -27,6 +37,7 @@ class _Call:
 
     inputs: tuple[Tensor, ...]
     output_index: Tensor
+    settings: dict[int, AttentionSettings | CacheSettings]
     past: dict[int, tuple[Tensor, ...]]
     operands: dict[int, tuple[Tensor, ...]]
     present: dict[int, tuple[Tensor, ...]] = field(default_factory=dict)
@@ -52,23 +63,35 @@ def _attention(
     value: Tensor,
     attention_mask: Tensor | None = None,
     scaling: float | None = None,
-    **_: Any,
+    **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """The registered attention function: one step of the layer's operator on the running call's state."""
-    call, layer = _CALL.get(), getattr(module, ATTRIBUTE, None)
-    if call is None or not isinstance(layer, AugmentedAttention):
+    """The registered attention function: one step of the layer on the running call's state."""
+    call, index = _CALL.get(), getattr(module, "layer_idx", None)
+    settings = None if call is None else call.settings.get(index)  # type: ignore[arg-type]
+    if call is None or settings is None:
         raise ArchitectureError(
-            f"{type(module).__name__} ran as part of a step model but is not one of its converted layers",
-            hint="Convert every attention layer, and call the StepModel instead of the model inside it.",
+            f"{type(module).__name__} ran as part of a step model but is not one of its layers",
+            hint="Convert the checkpoint again, and call the StepModel instead of the model inside it.",
         )
-    index: int = module.layer_idx  # type: ignore[assignment]
-    scale = layer.scale(query.shape[-1] ** -0.5 if scaling is None else scaling)
-    ports = (query, key, value, *call.inputs, *call.past[index], *call.operands[index])
+    assert isinstance(index, int)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    ports = (query, key, value, *call.inputs, *call.past[index])
+    if isinstance(settings, CacheSettings):
+        results: tuple[Tensor, ...] = cache_step(
+            *ports, settings=settings, scale=scale, softcap=kwargs.get("softcap"), sinks=kwargs.get("s_aux")
+        )
+        call.present[index] = (*results[1:], key, value)
+        return results[0].transpose(1, 2), None
+    operator = getattr(module, ATTRIBUTE, None)
+    scale = operator.scale(scale) if isinstance(operator, AugmentedAttention) else scale
+    ports = (*ports, *call.operands[index])
     if torch.compiler.is_exporting():
-        results = augmented_attention(*ports, *attributes(layer.settings, scale).values())
+        results = augmented_attention(*ports, *attributes(settings, scale).values())
     else:
-        results = step(*ports, settings=layer.settings, scale=scale)
-    call.present[index] = (*results[1:], value)
+        results = step(*ports, settings=settings, scale=scale)
+    named = dict(zip(OUTPUTS[1:], results[1:], strict=True))
+    state = [named[name] for name in settings.state_ports]
+    call.present[index] = (*state, named["pending_key"], value)
     return results[0].transpose(1, 2), None
 
 
@@ -94,27 +117,25 @@ class StepModel(nn.Module):
     serves nothing else until `set_attn_implementation` is called again.
 
     Attributes:
-        model: the transformers model, with the parameters of every layer attached (``layers.attach``).
-        layers: its attention layers, by index.
+        model: the transformers model, with the parameters of every converted layer (``layers.attach``).
+        layers: its attention layers, by index; those that are not converted run softmax attention.
     """
 
     def __init__(self, model: PreTrainedModel, layers: Sequence[LinearLayer]) -> None:
-        """Bind `model` and `layers`.
+        """Bind `model` and its converted `layers`.
 
         Raises:
-            ArchitectureError: when not every attention layer is converted, or there are no output embeddings.
+            ArchitectureError: when a softmax layer's mask is its own, or there are no output embeddings.
         """
         super().__init__()
-        self.layers = sorted(layers, key=lambda layer: layer.index)
+        kept: list[SoftmaxLayer] = []
+        if is_hybrid(model.config):
+            kept = softmax_layers(model, {layer.index for layer in layers})
+        self.layers: list[LinearLayer | SoftmaxLayer] = sorted([*layers, *kept], key=lambda one: one.index)
         if [layer.index for layer in self.layers] != list(range(len(self.layers))):
             raise ArchitectureError(
-                f"converted layers {[layer.index for layer in self.layers]} leave gaps",
-                hint="A step graph needs every attention layer converted.",
-            )
-        if getattr(model.config, "lineahead", {}).get("hybrid"):
-            raise ArchitectureError(
-                f"{type(model).__name__} has softmax attention layers beside the converted ones",
-                hint="A step graph needs every attention layer converted.",
+                f"attention layers {[layer.index for layer in self.layers]} leave gaps",
+                hint="A step graph needs an attention layer at every index.",
             )
         head = model.get_output_embeddings()
         if head is None:
@@ -123,16 +144,22 @@ class StepModel(nn.Module):
             )
         self.model = model.eval().requires_grad_(False)
         for layer in self.layers:
-            for name, operand in zip(PARAMETERS, self.operator(layer.index).operands(), strict=True):
+            for name, operand in zip(PARAMETERS, self._learned(layer), strict=True):
                 self.register_buffer(f"operand_{layer.index}_{name}", operand.detach(), persistent=False)
         self.model.set_attn_implementation(ATTENTION_NAME)
         head.register_forward_pre_hook(_select_rows)
 
     def operator(self, index: int) -> AugmentedAttention:
-        """The parameters of layer `index`."""
+        """The parameters of the converted layer `index`."""
         module = self.model.get_submodule(f"{self.layers[index].name}.{ATTRIBUTE}")
         assert isinstance(module, AugmentedAttention)
         return module
+
+    def _learned(self, layer: LinearLayer | SoftmaxLayer) -> tuple[Tensor, ...]:
+        if isinstance(layer, LinearLayer):
+            return self.operator(layer.index).operands()
+        sizes = {"alpha": layer.shape.heads, "local_scale": layer.shape.heads}
+        return tuple(torch.ones(sizes.get(name, 1), device=self.model.device) for name in PARAMETERS)
 
     def forward(
         self,
@@ -148,6 +175,7 @@ class StepModel(nn.Module):
         call = _Call(
             inputs=(ancestors, length, accept_index, accept_count),
             output_index=output_index,
+            settings={layer.index: layer.settings for layer in self.layers},
             past=self._by_layer(past, length.device),
             operands={layer.index: self._operands(layer.index) for layer in self.layers},
         )
@@ -157,16 +185,27 @@ class StepModel(nn.Module):
         assert call.hidden is not None
         return (logits.float(), call.hidden.float(), length + accept_count, *self._present(call))
 
-    def empty(self, batch: int) -> list[Tensor]:
-        """The `past` and `pending` arguments of the first call: no tokens, no pending rows."""
+    def empty(self, batch: int, *, rows: int = 0) -> list[Tensor]:
+        """The `past` and `pending` arguments of the first call: no tokens, no pending rows.
+
+        Args:
+            batch: number of sequences.
+            rows: that growing caches must hold.
+        """
         device, dtype, tensors = self.model.device, self.model.dtype, []
         for layer in self.layers:
-            shapes = state_shapes(layer.settings, layer.shape, self.operator(layer.index).features, batch)
-            for name, shape in shapes.items():
+            shape = layer.shape
+            if isinstance(layer.settings, CacheSettings):
+                held = (batch, shape.kv_heads, capacity(rows))
+                shapes = {"key": (*held, shape.head_dim), "value": (*held, shape.value_dim)}
+            else:
+                features = self.operator(layer.index).features if isinstance(layer, LinearLayer) else 0
+                shapes = dict(state_shapes(layer.settings, shape, features, batch))
+            for name, size in shapes.items():
                 kind = torch.float32 if name in ("state", "norm") else dtype
-                tensors.append(torch.zeros(shape, dtype=kind, device=device))
-            for width in (layer.shape.head_dim, layer.shape.value_dim):
-                tensors.append(torch.zeros(batch, layer.shape.kv_heads, 0, width, dtype=dtype, device=device))
+                tensors.append(torch.zeros(size, dtype=kind, device=device))
+            for width in (shape.head_dim, shape.value_dim):
+                tensors.append(torch.zeros(batch, shape.kv_heads, 0, width, dtype=dtype, device=device))
         return tensors
 
     def _by_layer(self, past: tuple[Tensor, ...], device: torch.device) -> dict[int, tuple[Tensor, ...]]:
@@ -174,7 +213,8 @@ class StepModel(nn.Module):
         flat, result = iter(past), {}
         for layer in self.layers:
             have = {name: next(flat) for name in layer.settings.state_ports}
-            state = [have[name] if name in have else torch.zeros(1, device=device) for name in STATE]
+            names = have if isinstance(layer.settings, CacheSettings) else STATE
+            state = [have[name] if name in have else torch.zeros(1, device=device) for name in names]
             result[layer.index] = (*state, next(flat), next(flat))
         return result
 
@@ -182,10 +222,4 @@ class StepModel(nn.Module):
         return tuple(self.get_buffer(f"operand_{index}_{name}") for name in PARAMETERS)
 
     def _present(self, call: _Call) -> list[Tensor]:
-        tensors = []
-        for layer in self.layers:
-            *state, pending_key, pending_value = call.present[layer.index]
-            named = dict(zip(OUTPUTS[1:-1], state, strict=True))
-            tensors += [named[name] for name in layer.settings.state_ports]
-            tensors += [pending_key, pending_value]
-        return tensors
+        return [tensor for layer in self.layers for tensor in call.present[layer.index]]

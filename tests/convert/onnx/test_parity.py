@@ -67,7 +67,7 @@ def test_a_process_that_dies_is_an_error(tmp_path):
 
 
 def test_script_covers_boundaries_and_refusals():
-    script = cases(preset("softmax-hedgehog", window=8), 97)
+    script = cases((8,), 97)
     turns = [turn for case in script for turn in case.turns]
     assert any(turn.accepted[row] == [] for turn in turns for row in range(len(turn.accepted)))
     assert any(not np.array_equal(turn.ancestors[0], np.tril(turn.ancestors[0] | True)) for turn in turns)

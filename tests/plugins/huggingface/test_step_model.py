@@ -6,6 +6,7 @@ import torch
 from lineahead.convert.replace import linearize
 from lineahead.errors import ArchitectureError
 from lineahead.plugins import step_graph
+from lineahead.plugins.augmented_attention.huggingface.modeling import layers_of
 from lineahead.plugins.augmented_attention.huggingface.step_model import StepModel
 from lineahead.plugins.augmented_attention.schema import preset
 
@@ -116,15 +117,38 @@ def test_gaps_between_layers_are_refused(converted):
         StepModel(model, layers[1:])
 
 
-def test_softmax_layers_beside_are_refused(softmax_model):
-    model = softmax_model("llama")
-    layers = linearize(model, preset("augmented"), layers=[0])
-    with pytest.raises(ArchitectureError, match="softmax attention layers beside"):
-        StepModel(model, layers)
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gemma3", "gpt2", "opt", "gpt_neox"])
+def test_layers_that_stay_softmax(linear_model, family):
+    model = linear_model(preset("softmax-hedgehog", window=8, conv_taps=5), family, layers=[1])
+    tokens = torch.randint(2, 97, (2, 57), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        want = model(tokens, use_cache=False).logits
+    decoder = Decoder(StepModel(model, layers_of(model.config)), batch=2)
+    got = torch.cat([decoder.step(part)[0] for part in tokens.split([20, 1, 7, 1, 18, 10], 1)], 1)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3"])
+def test_trees_over_softmax_layers_equal_their_paths(linear_model, family):
+    model = linear_model(preset("softmax-hedgehog", window=8), family, layers=[1])
+    step_model = StepModel(model, layers_of(model.config))
+    prefix, nodes = torch.randint(2, 97, (1, 30)), torch.randint(2, 97, (1, 4))
+    tree = torch.tensor([[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 1, 1]]).bool()
+    decoder = Decoder(step_model)
+    decoder.step(prefix)
+    logits, _ = decoder.step(nodes, tree)
+    for node in range(4):
+        path = tree[node].nonzero()[:, 0]
+        plain, _ = Decoder(step_model).step(torch.cat([prefix, nodes[:, path]], 1))
+        torch.testing.assert_close(logits[:, node], plain[:, -1], rtol=1e-4, atol=2e-5)
+    decoder.accept([[0, 2, 3]])
+    after, _ = decoder.step(prefix[:, :1])
+    plain, _ = Decoder(step_model).step(torch.cat([prefix, nodes[:, [0, 2, 3]], prefix[:, :1]], 1))
+    torch.testing.assert_close(after[:, -1], plain[:, -1], rtol=1e-4, atol=2e-5)
 
 
 def test_attention_outside_a_step_is_refused(converted):
     model, layers = converted()
     StepModel(model, layers)
-    with pytest.raises(ArchitectureError, match="not one of its converted layers"):
+    with pytest.raises(ArchitectureError, match="not one of its layers"):
         model(torch.ones(1, 3, dtype=torch.int64), use_cache=False)
