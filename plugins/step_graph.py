@@ -4,7 +4,8 @@ One graph serves prefill, chunked prefill, plain decoding, chain and tree verifi
 sequences, T nodes of this call, R rows whose logits are wanted, A accepted rows of the previous call, P
 rows of the previous call. All are dynamic, A and P may be 0 (the first call). Nothing grows with the
 context but the caches of layers that stay softmax over the whole text: ``past.{i}.key`` and ``.value`` of
-capacity N (``plugins/softmax_attention/schema.py``), which the caller keeps at least ``max(past.length) + A``.
+capacity N (``plugins/softmax_attention/schema.py``), which the caller keeps at least ``max(past.length) +
+A``.
 
 Inputs::
 

@@ -310,9 +310,9 @@ class Recipe(Part):
         method: the operator's form.
         pretrained: name of trained parts that come with the package; they replace `method`.
         layers: indices of the attention layers to convert, or ``all``.
-        keep_softmax: of those, the ones that stay as they are after all: indices, or ``local``: the layers with
-            a window of their own in a model that also has layers without one, whose cache is bounded already
-            (Gemma 3), or ``none``.
+        keep_softmax: of those, the ones that stay as they are after all: indices, ``none``, or ``local``: the
+            layers with a window of their own in a model that also has layers without one, whose cache is
+            bounded already (Gemma 3).
         precision: of the frozen weights while training; ``auto`` takes bfloat16 where the hardware
             multiplies it fast.
         seed: of everything random.

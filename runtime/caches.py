@@ -12,7 +12,7 @@ Arrays = dict[str, npt.NDArray[np.generic]]
 
 def rows_needed(inputs: StepInput, length: Ints) -> int:
     """Rows that the commit at the beginning of a step can write to, padding included."""
-    return int(length.max(initial=0)) + inputs.accept_index.shape[1]
+    return int(length.max(initial=0)) + int(inputs.accept_index.shape[1])
 
 
 def trimmed(state: Arrays, growing: Collection[str], length: Ints) -> Arrays:

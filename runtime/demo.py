@@ -91,9 +91,8 @@ def _state_rows(folder: Path, manifest: Manifest) -> list[Row]:
     return [
         {
             "": f"decoding state, bytes at {context // 1024}K tokens",
-            TEACHER: kv_cache_bytes(layers, context) + sum(
-                one.state_bytes + one.bytes_per_token * context for one in manifest.model.softmax_layers
-            ),
+            TEACHER: kv_cache_bytes(layers, context)
+            + sum(one.state_bytes + one.bytes_per_token * context for one in manifest.model.softmax_layers),
             STUDENT: manifest.model.state_bytes + manifest.model.bytes_per_token * context,
         }
         for context in CONTEXTS

@@ -207,3 +207,26 @@ def test_demo_runs_once_and_resumes_where_it_was(run, checkpoint, tmp_path, monk
     assert second.exit_code == 0, second.output
     steps = [line for line in second.stderr.splitlines() if line.endswith("done before")]
     assert len(steps) == 6
+
+
+@pytest.mark.slow
+def test_a_hybrid_model_from_conversion_to_verification(checkpoint, tmp_path):
+    from click.testing import CliRunner
+
+    from lineahead.cli import main
+
+    folder, found = tmp_path / "hybrid", {}
+    for arguments in (
+        ["convert", str(checkpoint), str(folder), "-c", "smoke", "method.window=16", "--keep-softmax", "1"],
+        ["finetune", str(folder)],
+        ["export", "onnx", str(folder), "--precision", "fp32", "--precision", "int4"],
+        ["verify", str(folder), "--tokens", "24", "--precision", "int4"],
+    ):
+        result = CliRunner().invoke(main, ["-q", *arguments, "--json"], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        found[arguments[0]] = json.loads(result.stdout)
+    assert found["convert"]["linear_layers"] == [0]
+    row = 4 * 2 * (8 + 8)
+    layer = {"index": 1, "window": 0, "state_bytes": 0, "bytes_per_token": row}
+    assert found["convert"]["softmax_layers"] == [layer]
+    assert found["verify"]["identical"]

@@ -1,8 +1,9 @@
-"""What a growing key and value cache is: ports, capacity, which positions a query sees. Standard library only.
+"""What a growing key and value cache is: ports, capacity, what a query sees. Standard library only.
 
 Position p of a text lives in row p. The row axis has a capacity that the caller enlarges between calls; rows
-from a text's length on hold garbage, which nothing reads and later commits overwrite. Everything else (deferred
-commit, ancestors, pending rows) is as for the linear operator, so that one step graph holds both.
+from a text's length on hold rejected (finite) rows, which weigh nothing and which later commits overwrite.
+Everything else (deferred commit, ancestors, pending rows) is as for the linear operator, so that one graph
+holds both.
 """
 
 from dataclasses import dataclass
@@ -19,8 +20,8 @@ class CacheSettings:
     """One layer's softmax attention.
 
     Attributes:
-        pattern: which earlier keys a query sees: all (``whole``), those of its own group of `window` positions
-            (``grouped``), or the last `window` (``sliding``).
+        pattern: which earlier keys a query sees: all (``whole``), those of its own group of `window`
+            positions (``grouped``), or the last `window` (``sliding``).
         window: in tokens; 0 for ``whole``.
     """
 

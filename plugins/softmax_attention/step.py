@@ -66,7 +66,9 @@ def cache_step(
         visible = visible & _near(settings, position[:, :, None], torch.cat([held, position], 1)[:, None])
 
     grouped = query.reshape(batch, shared, heads // shared * nodes, query.shape[-1])
-    parts = [grouped @ keys.transpose(2, 3) for keys in (past_key, key)]  # apart: joining would copy the cache
+    parts = [
+        grouped @ keys.transpose(2, 3) for keys in (past_key, key)
+    ]  # apart: joining would copy the cache
     scores = torch.cat(parts, 3).reshape(batch, heads, nodes, rows + nodes)
     scores = scores.to(torch.promote_types(query.dtype, torch.float32)) * scale
     if softcap is not None:

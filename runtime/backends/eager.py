@@ -156,7 +156,7 @@ class EagerSession(Session):
         length = tensors.get(LENGTH_IN, np.zeros(0, np.int64)).astype(np.int64)
         self.reset(len(length))
         rows = int(length.max(initial=0))
-        wanted = {LENGTH_IN: self._length.shape}
+        wanted: dict[str, tuple[int, ...]] = {LENGTH_IN: self._length.shape}
         wanted |= {
             name: tuple(tensor.shape)
             for name, tensor in zip(self._names, self._carried, strict=True)

@@ -156,7 +156,9 @@ class OnnxRuntimeSession(Session):
         self._length = length
         self._buffers.reserve(rows)
         state = {
-            port.past: widened(tensors[port.past], self._buffers.capacity) if port.grows else tensors[port.past]
+            port.past: widened(tensors[port.past], self._buffers.capacity)
+            if port.grows
+            else tensors[port.past]
             for port in self._ports[0]
         }
         self._buffers.write(state, {}, 0)

@@ -83,9 +83,10 @@ def carried_ports(session: Any) -> tuple[list[Port], list[Port]]:
 class Buffers:
     """Everything that one batch size needs: state (two sets, or one in place), two pending sets, results.
 
-    Caches that grow are always one buffer, input and output: the graph scatters into them and reads what it has
-    written, so that a step costs no copy of them. Memory belongs to numpy on the CPU and to ONNX Runtime on a GPU. Bindings are made once per set; a call
-    binds its small inputs and, when the number of nodes changes, the pending values.
+    Caches that grow are always one buffer, input and output: the graph scatters into them and reads what it
+    has written, so that a step costs no copy of them. Memory belongs to numpy on the CPU and to ONNX Runtime
+    on a GPU. Bindings are made once per set; a call binds its small inputs and, when the number of nodes
+    changes, the pending values.
     """
 
     def __init__(

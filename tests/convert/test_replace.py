@@ -50,3 +50,13 @@ def test_a_layer_that_is_not_routed_is_found(tiny_llama):
     tiny_llama.set_attn_implementation("sdpa")
     with pytest.raises(ArchitectureError, match=r"layers\.0\.self_attn: the operator ran 0 times"):
         check_routing(tiny_llama, layers)
+
+
+def test_kept_layers_stay(tiny_llama):
+    assert [layer.index for layer in linearize(tiny_llama, SETTINGS, keep=[0])] == [1]
+
+
+@pytest.mark.parametrize(("keep", "message"), [([5], r"\[5\]"), ([0, 1], "no layer is left")])
+def test_layers_that_cannot_be_kept(tiny_llama, keep, message):
+    with pytest.raises(InputError, match=message):
+        linearize(tiny_llama, SETTINGS, keep=keep)

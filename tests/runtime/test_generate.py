@@ -61,6 +61,13 @@ def test_verify_finds_no_difference(generator):
             assert check.accepted > 60
 
 
+def test_verify_of_a_model_with_softmax_layers(hybrid_artifact):
+    hybrid = Generator.load(hybrid_artifact, threads=1)
+    report = verify(hybrid, [[0, 5, 6, 7, 5, 6, 7, 5, 6], list(range(2, 60))], tokens=40, batch=2)
+    assert report.identical
+    assert sum(check.accepted for check in report.checks) > 20
+
+
 def test_verify_tells_a_defect(generator, monkeypatch):
     from lineahead.runtime.layout import Part
 

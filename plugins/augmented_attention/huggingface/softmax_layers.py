@@ -36,7 +36,7 @@ class SoftmaxLayer:
 
     @property
     def settings(self) -> AttentionSettings | CacheSettings:
-        """How a step graph runs it: a window is a case of the linear operator, anything else needs a cache."""
+        """How a step graph runs it: a window is a case of the linear operator, all else needs a cache."""
         if self.pattern == "whole" or not self.plain:
             return CacheSettings(pattern=self.pattern, window=self.window)
         return AttentionSettings(
@@ -86,7 +86,7 @@ def softmax_layers(model: PreTrainedModel, converted: Collection[int]) -> list[S
 
 
 def local_layers(model: PreTrainedModel) -> tuple[int, ...]:
-    """Indices of the layers with a window of their own, in a model that also has layers without; else none."""
+    """Indices of the layers with a window of their own, if the model also has layers without; else none."""
     windows = {layer.index: bool(view and view.window) for layer, view, _ in _views(model)}
     return tuple(index for index, local in windows.items() if local) if not all(windows.values()) else ()
 

@@ -197,10 +197,13 @@ class StepModel(nn.Module):
             shape = layer.shape
             if isinstance(layer.settings, CacheSettings):
                 held = (batch, shape.kv_heads, capacity(rows))
-                shapes = {"key": (*held, shape.head_dim), "value": (*held, shape.value_dim)}
+                shapes: dict[str, tuple[int, ...]] = {
+                    "key": (*held, shape.head_dim),
+                    "value": (*held, shape.value_dim),
+                }
             else:
                 features = self.operator(layer.index).features if isinstance(layer, LinearLayer) else 0
-                shapes = dict(state_shapes(layer.settings, shape, features, batch))
+                shapes = state_shapes(layer.settings, shape, features, batch)
             for name, size in shapes.items():
                 kind = torch.float32 if name in ("state", "norm") else dtype
                 tensors.append(torch.zeros(size, dtype=kind, device=device))

@@ -8,7 +8,7 @@ from lineahead.convert.onnx import parity
 from lineahead.convert.onnx.graph import save
 from lineahead.convert.onnx.rollout import cases, random_tree
 from lineahead.errors import ParityError
-from lineahead.plugins.augmented_attention.schema import DOMAIN, preset
+from lineahead.plugins.augmented_attention.schema import DOMAIN
 
 
 def test_graph_is_eager(tiny_artifact, traced):
