@@ -94,7 +94,8 @@ def _convert(source: str, artifact: Path, recipe: Recipe, announce: Callable[[st
     name = f"convert {source}"
     try:
         manifest = read_manifest(artifact)
-        if manifest.base.reference == source and manifest.recipe == recipe.model_dump(mode="json"):
+        made_by = [one.model_dump(mode="json") for one in (recipe, fit(recipe, manifest.model.max_position))]
+        if manifest.base.reference == source and manifest.recipe in made_by:
             announce(f"{name}: done before")
             return
     except ArtifactError:

@@ -1,6 +1,7 @@
 """The demo's recipe fits any model's positions, and its text is the same everywhere for one Python."""
 
-from lineahead.convert.demo import TEST_FILE, TRAIN_FILE, _write_manual, fit
+from lineahead.convert import demo
+from lineahead.convert.demo import TEST_FILE, TRAIN_FILE, _write_manual, fit, prepare
 from lineahead.recipes.load import load_recipe
 
 
@@ -27,3 +28,22 @@ def test_training_and_evaluation_text_do_not_overlap(tmp_path):
     assert not set(train.split("\n\n")) & set(test.split("\n\n"))
     assert len(train) > 300_000
     assert len(test) > 80_000
+
+
+def test_a_second_run_does_nothing_also_when_lengths_were_cut(
+    source, text, recipe, tmp_path, one_thread, monkeypatch
+):
+    monkeypatch.setattr(demo, "PRECISIONS", ("fp32",))
+    wanted = recipe(
+        {"kind": "transfer", "steps": 1, "sequence_length": 512, "batch_size": 1},
+        draft={"samples": {"tokens": 64, "sequence_length": 32, "batch_size": 2}, "vocabulary": 16},
+        eval={"context": [512], "tokens": 256},
+    )
+    first, second = [], []
+    prepare(str(source), tmp_path / "made", wanted, text=text, announce=first.append)
+    manifest = prepare(str(source), tmp_path / "made", wanted, text=text, announce=second.append)
+    assert not any("done before" in line for line in first)
+    assert all(line.endswith("done before") for line in second)
+    assert len(second) == 6
+    assert manifest.recipe["stages"][0]["sequence_length"] == 128
+    assert {one.kind for one in manifest.exports} == {"verifier", "draft"}
