@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from lineahead.convert import commands as making
+from lineahead.convert.conformance import commands as checking
 from lineahead.convert.study import commands as comparing
 from lineahead.recipes.console import (
     ErrorGroup,
@@ -36,7 +37,7 @@ def main(ctx: click.Context, /, verbose: int, quiet: bool) -> None:
     set_up(verbose=verbose, quiet=quiet, passive=ctx.invoked_subcommand != "bench")
 
 
-for one in (*making.COMMANDS, *comparing.COMMANDS, *using.COMMANDS):
+for one in (*making.COMMANDS, *checking.COMMANDS, *comparing.COMMANDS, *using.COMMANDS):
     main.add_command(one)
 
 

@@ -12,7 +12,14 @@ from typing import Any, cast
 import torch
 import transformers
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.cache_utils import DynamicCache
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -87,6 +94,11 @@ SIZES: dict[str, Any] = {
     "use_cache": True,
 }
 LAYERS = SIZES["num_hidden_layers"]
+AUTO_CLASSES = {
+    "decoder": AutoModelForCausalLM,
+    "encoder": AutoModelForMaskedLM,
+    "encoder-decoder": AutoModelForSeq2SeqLM,
+}
 PER_LAYER = ("layer_types", "mlp_layer_types")
 
 
@@ -122,8 +134,12 @@ def measure(name: str, bound: float) -> dict[str, Any]:
         gc.collect()
 
 
-def tiny_model(name: str) -> PreTrainedModel:
+def tiny_model(name: str, kind: str = "decoder") -> PreTrainedModel:
     """A random two-layer model of type `name`, in evaluation mode, whose softmax form runs.
+
+    Args:
+        name: transformers' model type.
+        kind: ``decoder``, ``encoder`` or ``encoder-decoder``: which of the type's language models.
 
     Raises:
         ArchitectureError: when its config does not let itself be shrunk.
@@ -131,21 +147,33 @@ def tiny_model(name: str) -> PreTrainedModel:
     problem: BaseException | None = None
     for attempt in ATTEMPTS:
         try:
-            return _build(lambda attempt=attempt: attempt(CONFIG_MAPPING[name]))  # type: ignore[misc]
+            return _build(lambda attempt=attempt: attempt(CONFIG_MAPPING[name]), kind)  # type: ignore[misc]
         except Exception as error:  # any of 200 constructors
             problem = problem or error
     raise ArchitectureError(f"no tiny model: {_line(problem)}", hint="Extend SIZES.") from problem
 
 
-def _build(config: Callable[[], PreTrainedConfig]) -> PreTrainedModel:
+def _build(make: Callable[[], PreTrainedConfig], kind: str) -> PreTrainedModel:
+    def config() -> PreTrainedConfig:
+        made = make()
+        if kind != "decoder" and hasattr(made, "is_decoder"):
+            made.is_decoder = False
+        return made
+
+    auto: Any = AUTO_CLASSES[kind]
     with torch.device("meta"):
-        parameters = sum(x.numel() for x in AutoModelForCausalLM.from_config(config()).parameters())
+        parameters = sum(x.numel() for x in auto.from_config(config()).parameters())
     if parameters > MAX_PARAMETERS:
         raise ArchitectureError(f"{parameters / 1e6:.0f}M parameters after shrinking", hint="Extend SIZES.")
     torch.manual_seed(0)
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(config(), dtype=torch.float32)
+    model: PreTrainedModel = auto.from_config(config(), dtype=torch.float32)
+    inputs = {"decoder_input_ids": torch.arange(3, 6)[None]} if kind == "encoder-decoder" else {}
     with torch.no_grad():
-        model.eval()(input_ids=torch.arange(3, 6)[None], use_cache=False)
+        model.eval()(
+            input_ids=torch.arange(3, 6)[None],
+            **inputs,
+            **({} if kind == "encoder" else {"use_cache": False}),
+        )
     return model
 
 
@@ -214,7 +242,7 @@ def _compare(model: PreTrainedModel, bound: float) -> dict[str, Any]:
         return {"status": "refused", "reason": str(error)}
     found: dict[str, Any] = {"layers": len(layers)}
     try:
-        _randomize(model)
+        randomize(model)
         ids = torch.randint(3, VOCABULARY, (2, sum(CHUNKS)), generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
             full = model(input_ids=ids, use_cache=False).logits
@@ -243,7 +271,7 @@ def _compare(model: PreTrainedModel, bound: float) -> dict[str, Any]:
     return {**found, "status": "exact", "error": difference}
 
 
-def _randomize(model: PreTrainedModel) -> None:
+def randomize(model: PreTrainedModel) -> None:
     """Give the operators weights under which all of their terms matter."""
     generator = torch.Generator().manual_seed(1)
     for module in model.modules():

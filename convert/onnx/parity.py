@@ -90,20 +90,20 @@ def compare(artifact: Path, graph: Path, *, precision: str = "fp32", seed: int =
     empty = [x.numpy() for x in model.empty(1, rows=max(OWN_TOKENS + 2, *(case.nodes for case in script)))]
     rounding, text, original = 0.0, [], []
     if precision == "fp32":
-        reference = _roll(_eager(model), script, empty)
+        reference = _roll(backend_of(model), script, empty)
     else:
         text = [own_text(model, empty, seed=seed)]
-        original = _roll(_eager(model), text, empty)
+        original = _roll(backend_of(model), text, empty)
         rounding = load_rounded(model, ir.load(graph))
-        reference = _roll(_eager(model), script, empty)
+        reference = _roll(backend_of(model), script, empty)
     del model
     gc.collect()
     judged = graph if precision == "fp32" else _exact(graph)
-    result = _differences(script, reference, _roll(_session(judged), script, empty))
+    result = _differences(script, reference, _roll(open_backend(judged), script, empty))
     if precision == "fp32":
         return Parity(**result)
     judged.unlink()
-    quality = _quality(original, _roll(_session(graph), text, empty))
+    quality = _quality(original, _roll(open_backend(graph), text, empty))
     return Parity(**result, **quality, rounding=rounding)
 
 
@@ -137,7 +137,7 @@ def own_text(model: StepModel, empty: Sequence[Array], *, seed: int) -> Case:
     embeddings = model.model.get_input_embeddings()
     start = model.model.config.get_text_config().bos_token_id
     tokens = [start if isinstance(start, int) and start < embeddings.num_embeddings else 0]
-    past, backend = list(empty), _eager(model)
+    past, backend = list(empty), backend_of(model)
     length: Array = np.zeros(1, np.int64)
     pending = 0
     one, row = np.ones((1, 1, 1), bool), np.zeros((1, 1), np.int64)
@@ -182,7 +182,9 @@ def _load(artifact: Path) -> tuple[PreTrainedModel, list[LinearLayer]]:
     return model, layers_of(model.config)
 
 
-def _eager(model: StepModel) -> Backend:
+def backend_of(model: StepModel) -> Backend:
+    """The eager step model as a backend."""
+
     @torch.no_grad()
     def backend(arrays: Sequence[Array]) -> Sequence[Array]:
         return [x.numpy() for x in model(*(torch.from_numpy(x) for x in arrays))]
@@ -190,7 +192,8 @@ def _eager(model: StepModel) -> Backend:
     return backend
 
 
-def _session(graph: Path) -> Backend:
+def open_backend(graph: Path) -> Backend:
+    """A step graph in ONNX Runtime on the CPU as a backend."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry(

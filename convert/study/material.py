@@ -26,7 +26,8 @@ def made_tokenizer(task: TextTask | LabelTask, vocabulary: int, folder: Path) ->
     Raises:
         InputError: when the text cannot be read.
     """
-    path = folder / f"tokenizer-{_key(task.model_dump_json(), vocabulary)}.json"
+    text = task.train if isinstance(task, LabelTask) else task.data.model_dump_json()
+    path = folder / f"tokenizer-{_key(text, vocabulary)}.json"
     if not path.is_file():
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

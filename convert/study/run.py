@@ -1,4 +1,7 @@
-"""Run a study: cells one after another, finished ones skipped, until they are done or the time is up."""
+"""Run a study: cells one after another, until they are done or the time is up.
+
+What is done is skipped; what was refused or failed is tried again, since another version may serve it.
+"""
 
 import time
 from collections.abc import Callable, Sequence
@@ -19,7 +22,7 @@ def run_study(
     shard: str = "0/1",
     announce: Announce = lambda message: None,
 ) -> list[Result]:
-    """Run the cells that have no result yet, each kept in a file of its own as soon as it is there.
+    """Run the cells that are not done yet, each kept in a file of its own as soon as it is there.
 
     Args:
         job: the study, its folder, where to train.
@@ -43,7 +46,7 @@ def run_study(
     found = []
     for number, cell in enumerate(wanted, 1):
         result, label = load_result(job.folder, cell), f"{number}/{len(wanted)} {cell.name}"
-        if result is None:
+        if result is None or result.status != "done":
             if seconds is not None and time.monotonic() - begin > seconds:
                 announce(f"{label}: time is up; run again to go on")
                 break

@@ -38,7 +38,14 @@ class Silent:
 
 
 class Lines:
-    """A line on stderr every 15 seconds: for logs, where a bar would be noise."""
+    """A line on stderr every 15 seconds: for logs, where a bar would be noise.
+
+    Attributes:
+        unit: what is counted.
+    """
+
+    def __init__(self, unit: str = "tokens") -> None:
+        self.unit = unit
 
     def start(self, label: str, total: int) -> None:
         """Begin a job."""
@@ -62,16 +69,17 @@ class Lines:
         rate = self._done / max(self._last - self._begin, 1e-9)
         left = (self._total - self._done) / rate if rate else 0.0
         print(
-            f"{self._label}: {self._done}/{self._total} tokens, {rate:.0f} tokens/s, {left:.0f} s left, "
+            f"{self._label}: {self._done}/{self._total} {self.unit}, {rate:.4g} {self.unit}/s, "
+            f"{left:.0f} s left, "
             f"{_words(self._metrics)}",
             file=sys.stderr,
         )
 
 
 class Bar:
-    """A rich progress bar on stderr with tokens/s and the time left."""
+    """A rich progress bar on stderr with the rate and the time left; `unit` is what is counted."""
 
-    def __init__(self) -> None:
+    def __init__(self, unit: str = "tokens") -> None:
         from rich.console import Console
         from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Rich
@@ -79,8 +87,8 @@ class Bar:
         self._rich = Rich(
             TextColumn("{task.description}"),
             BarColumn(),
-            TextColumn("{task.completed:.0f}/{task.total:.0f} tokens"),
-            TextColumn("{task.fields[rate]:.0f} tokens/s"),
+            TextColumn(f"{{task.completed:.0f}}/{{task.total:.0f}} {unit}"),
+            TextColumn(f"{{task.fields[rate]:.4g}} {unit}/s"),
             TimeRemainingColumn(),
             TextColumn("{task.fields[metrics]}"),
             console=Console(stderr=True),
@@ -103,14 +111,14 @@ class Bar:
         self._rich.stop()
 
 
-def stderr_progress() -> Progress:
-    """A bar when stderr is a terminal and rich is installed, lines otherwise."""
+def stderr_progress(unit: str = "tokens") -> Progress:
+    """A bar when stderr is a terminal and rich is installed, lines otherwise; `unit` is what is counted."""
     if not sys.stderr.isatty():
-        return Lines()
+        return Lines(unit)
     try:
-        return Bar()
+        return Bar(unit)
     except ImportError:
-        return Lines()
+        return Lines(unit)
 
 
 def _words(metrics: dict[str, float]) -> str:

@@ -170,6 +170,9 @@ def test_impossible_settings_and_models_are_results(study, tmp_path, monkeypatch
     monkeypatch.setattr(cell_module, "linearize", refuse)
     found = run_study(Job(study=wanted, folder=tmp_path, device="cpu"))
     assert [one.status for one in found] == ["refused", "refused"]
+    told = []
+    run_study(Job(study=wanted, folder=tmp_path, device="cpu"), announce=told.append)
+    assert len(told) == 4
     assert "local='softmax'" in found[0].reason
     page = write_report(wanted, tmp_path, command="x", plots=False).files[0].read_text()
     assert "| augmented | refused |" in page

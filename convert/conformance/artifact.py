@@ -1,0 +1,77 @@
+"""The part of the conformance suite that fits one artifact: its own weights, its own graphs, no training."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from lineahead.convert.checkpoint import load_model, read_config
+from lineahead.convert.conformance.cells import FORMS, Cell, Form
+from lineahead.convert.conformance.measure import Subject, measure
+from lineahead.convert.conformance.observe import FIRST_TOKEN, WINDOW
+from lineahead.convert.conformance.oracle import Text
+from lineahead.errors import ArtifactError
+from lineahead.plugins.augmented_attention.huggingface.modeling import layers_of
+from lineahead.plugins.augmented_attention.schema import PRESETS, AttentionSettings
+
+GRAPH = Path("onnx") / "verifier.onnx"
+OWN = "its own settings"
+
+
+def measure_artifact(
+    folder: Path, *, forms: Sequence[Form] = (), trust_remote_code: bool = False
+) -> list[Cell]:
+    """Compare the forms of a linear model with the per-token reference in float64.
+
+    The ONNX Runtime form is the folder's exported float32 graph; without one, a graph traced here.
+
+    Args:
+        folder: an artifact folder, whoever made it.
+        forms: forms; all when empty.
+        trust_remote_code: run the training form and ``generate()`` by the Python code in the folder.
+
+    Raises:
+        ArtifactError: when the folder is not an artifact, or its code makes something else.
+        CheckpointError: when its weights are damaged.
+    """
+    config = read_config(folder)
+    model = load_model(folder, dtype=torch.float32)
+    settings = layers_of(model.config)[0].settings
+    subject = Subject(
+        family=str(config.get("base_model_type")),
+        kind="decoder",
+        preset=_name(settings),
+        forms=tuple(forms or FORMS),
+    )
+    own = _own_code(folder) if trust_remote_code else None
+    graph = folder / GRAPH
+    return measure(
+        model, subject, graph=graph if graph.is_file() else None, own=own, prefix=_prefix(model, settings)
+    )
+
+
+def _prefix(model: PreTrainedModel, settings: AttentionSettings) -> Text:
+    """A text that ends just before the first group or window does, so that what follows crosses it."""
+    vocabulary = cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
+    rng = np.random.default_rng(2)
+    return tuple(rng.integers(FIRST_TOKEN, vocabulary, size=max(0, settings.window - WINDOW)).tolist())
+
+
+def _own_code(folder: Path) -> PreTrainedModel:
+    model = cast(Any, AutoModelForCausalLM).from_pretrained(
+        folder, trust_remote_code=True, dtype=torch.float32
+    )
+    if not hasattr(model.config, "lineahead"):
+        raise ArtifactError(
+            f"{folder}: its code makes a {type(model).__name__}", hint="Run it without that code."
+        )
+    return cast(PreTrainedModel, model.eval())
+
+
+def _name(settings: AttentionSettings) -> str:
+    """The preset with these settings, or what they are called when none has them."""
+    return next((name for name, one in PRESETS.items() if one == settings), OWN)

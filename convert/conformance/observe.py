@@ -1,0 +1,175 @@
+"""What a form says about texts: the logits after each of their tokens, however they were fed."""
+
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
+
+from lineahead.convert.conformance.oracle import Text
+from lineahead.convert.onnx.rollout import Array, Backend, Case, Turn, random_tree, run
+from lineahead.plugins.augmented_attention.schema import AttentionSettings
+
+WINDOW, TAPS, SINKS = 4, 3, 2
+LENGTHS = (11, 7)
+CHUNKS = (4, 1, 3, 2, 1)
+FIRST_TOKEN = 3  # below it are the tiny models' special tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What a form gave after a text: logits ``[V]``."""
+
+    text: Text
+    logits: NDArray[Any]
+
+
+def shrunk(settings: AttentionSettings) -> AttentionSettings:
+    """The same method, so small that a dozen tokens cross several groups or windows."""
+    return replace(
+        settings,
+        window=min(settings.window, WINDOW),
+        conv_taps=min(settings.conv_taps, TAPS),
+        sinks=min(settings.sinks, SINKS),
+    )
+
+
+def drawn_texts(vocabulary: int) -> list[Text]:
+    """Two random texts of different lengths."""
+    rng = np.random.default_rng(0)
+    return [tuple(rng.integers(FIRST_TOKEN, vocabulary, size=length).tolist()) for length in LENGTHS]
+
+
+def _along(text: Text, logits: Tensor) -> Iterator[Seen]:
+    """What is seen along a text: logits ``[len(text), V]`` of its last tokens."""
+    first = len(text) - logits.shape[0]
+    for i, row in enumerate(logits):
+        yield Seen(text=text[: first + i + 1], logits=row.double().numpy())
+
+
+@torch.no_grad()
+def whole(model: PreTrainedModel, texts: Sequence[Text], *, left: bool = False) -> list[Seen]:
+    """The training form: texts side by side, padded where they are shorter."""
+    ids, mask = _padded(texts, left=left)
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    if "position_ids" in inspect.signature(model.forward).parameters:
+        inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)  # as generate() numbers padded rows
+    logits = model(**inputs, use_cache=False).logits
+    return [one for row, text in enumerate(texts) for one in _along(text, logits[row][mask[row].bool()])]
+
+
+@torch.no_grad()
+def cached(model: PreTrainedModel, text: Text, sizes: Sequence[int]) -> list[Seen]:
+    """A text fed in calls of `sizes` tokens, with the cache that the model makes."""
+    cache, parts = None, []
+    for part in torch.tensor([text]).split(list(sizes), 1):
+        result = model(input_ids=part, past_key_values=cache, use_cache=True)
+        cache = result.past_key_values
+        parts.append(result.logits[0])
+    return list(_along(text, torch.cat(parts)))
+
+
+@torch.no_grad()
+def cropped(model: PreTrainedModel, text: Text, *, start: int) -> list[Seen]:
+    """Chains of wrong tokens drafted along a text from `start`, and cropped from the cache."""
+    wrong = tuple(reversed(text))
+    result = model(input_ids=torch.tensor([text[:start]]), use_cache=True)
+    cache, seen, done = result.past_key_values, list(_along(text[:start], result.logits[0])), start
+    for accepted in (2, 0, 1, 3):
+        drafted = text[done : done + accepted] + wrong[: 4 - accepted]
+        logits = model(input_ids=torch.tensor([drafted]), past_key_values=cache, use_cache=True).logits[0]
+        seen += _along(text[:done] + drafted, logits)
+        cache.crop(accepted - len(drafted))
+        done += accepted
+    return seen
+
+
+@torch.no_grad()
+def generated(model: PreTrainedModel, texts: Sequence[Text], *, tokens: int = 5) -> list[Seen]:
+    """Greedy text by ``generate()``, rows padded on the left, and the logits that it was chosen from."""
+    ids, mask = _padded(texts, left=True)
+    model.generation_config = GenerationConfig(pad_token_id=0, do_sample=False, max_new_tokens=tokens)
+    result = cast(Any, model).generate(
+        input_ids=ids, attention_mask=mask, output_logits=True, return_dict_in_generate=True, use_cache=True
+    )
+    seen = []
+    for row, text in enumerate(texts):
+        new = result.sequences[row, ids.shape[1] :].tolist()
+        logits = torch.stack([one[row] for one in result.logits])
+        seen += list(_along((*text, *new[: len(logits) - 1]), logits))
+    return seen
+
+
+def _padded(texts: Sequence[Text], *, left: bool) -> tuple[Tensor, Tensor]:
+    width = max(len(text) for text in texts)
+    ids, mask = torch.zeros(len(texts), width, dtype=torch.long), torch.zeros(len(texts), width).long()
+    for row, text in enumerate(texts):
+        place = slice(width - len(text), width) if left else slice(len(text))
+        ids[row, place], mask[row, place] = torch.tensor(text), 1
+    return ids, mask
+
+
+def step_cases(vocabulary: int, prefix: Text = ()) -> dict[str, Case]:
+    """The step graph's calls of each scenario, after `prefix` in one call."""
+    rng = np.random.default_rng(1)
+
+    def chain(nodes: int, accepted: int | None = None) -> Turn:
+        return Turn(
+            tokens=rng.integers(FIRST_TOKEN, vocabulary, size=(1, nodes)),
+            ancestors=np.tril(np.ones((1, nodes, nodes), bool)),
+            accepted=[list(range(nodes if accepted is None else accepted))],
+        )
+
+    def trees(nodes: int, batch: int, refuse: int | None = None) -> Turn:
+        made = [random_tree(rng, nodes) for _ in range(batch)]
+        paths = [paths[int(rng.integers(nodes))] for _, paths in made]
+        if refuse is not None:
+            paths[refuse] = []
+        return Turn(
+            tokens=rng.integers(FIRST_TOKEN, vocabulary, size=(batch, nodes)),
+            ancestors=np.stack([tree for tree, _ in made]),
+            accepted=paths,
+        )
+
+    turns = {
+        "prefill": [chain(LENGTHS[0])],
+        "chunked prefill": [chain(size) for size in CHUNKS],
+        "decode": [chain(3), *(chain(1) for _ in range(6))],
+        "chain": [chain(3), chain(4, 2), chain(4, 0), chain(4, 1), chain(4, 3), chain(1)],
+        "tree": [chain(WINDOW - 1), trees(6, 1), trees(5, 1), chain(1)],
+        "batch": [trees(5, 2), trees(5, 2, refuse=0), trees(4, 2, refuse=1), trees(1, 2)],
+    }
+    return {
+        name: Case(name=name, turns=[*_before(prefix, len(one[0].tokens)), *one], all_rows=True)
+        for name, one in turns.items()
+    }
+
+
+def _before(prefix: Text, batch: int) -> list[Turn]:
+    nodes = len(prefix)
+    chain = np.tril(np.ones((batch, nodes, nodes), bool))
+    turn = Turn(tokens=np.array([prefix] * batch), ancestors=chain, accepted=[list(range(nodes))] * batch)
+    return [turn] if prefix else []
+
+
+def stepped(backend: Backend, case: Case, empty: Sequence[Array]) -> list[Seen]:
+    """What a step graph gives for the nodes of every call."""
+    seen = []
+    texts: list[Text] = [()] * len(case.turns[0].tokens)
+    for turn, outputs in zip(case.turns, run(backend, case, empty), strict=True):
+        for row, text in enumerate(texts):
+            tokens, tree = turn.tokens[row], turn.ancestors[row]
+            for node in range(len(tokens)):
+                path = sorted(np.flatnonzero(tree[node]), key=lambda one: int(tree[one].sum()))
+                drafted = tuple(int(tokens[one]) for one in path)
+                seen.append(Seen(text=text + drafted, logits=outputs[0][row, node]))
+        texts = [
+            text + tuple(int(turn.tokens[row, node]) for node in turn.accepted[row])
+            for row, text in enumerate(texts)
+        ]
+    return seen

@@ -1,0 +1,129 @@
+"""A conformance run from grid to page, resumable, and its result in short."""
+
+import shlex
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lineahead.convert.conformance.cells import Cell, Form
+from lineahead.convert.conformance.run import load_cells, run_grid, save_cells, subjects, versions
+from lineahead.convert.conformance.table import as_markdown, counts
+from lineahead.convert.training.progress import Progress, Silent
+from lineahead.recipes.files import write_text
+
+SAVE_SECONDS = 20.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """A run's result.
+
+    Attributes:
+        cells: all of them.
+        rows: for people: what failed, or the number of cells of each status.
+    """
+
+    cells: list[Cell]
+    rows: list[dict[str, Any]]
+
+    @property
+    def conforms(self) -> bool:
+        """Whether no cell fails and some agree."""
+        number = counts(self.cells)
+        return not number["failed"] and bool(number["ok"])
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "conforms": self.conforms,
+            **counts(self.cells),
+            "cells": [asdict(cell) for cell in self.cells],
+        }
+
+
+def summary(cells: list[Cell]) -> Summary:
+    """A run's cells in short: failures if there are any, else a line per subject."""
+    failed = [asdict(cell) for cell in cells if cell.status == "failed"]
+    rows = []
+    for family, kind, preset in dict.fromkeys((cell.family, cell.kind, cell.preset) for cell in cells):
+        mine = [cell for cell in cells if (cell.family, cell.kind, cell.preset) == (family, kind, preset)]
+        errors = [cell.error for cell in mine if cell.error is not None]
+        refusals = {cell.reason for cell in mine if cell.status == "refused"}
+        rows.append(
+            {
+                "family": family,
+                "kind": kind,
+                "preset": preset,
+                **{name: number for name, number in counts(mine).items() if name != "absent"},
+                "largest error": max(errors, default=None),
+                "refusal": min(refusals, default=None),
+            }
+        )
+    return Summary(cells=cells, rows=failed or rows)
+
+
+def measure_all(
+    families: Sequence[str] = (),
+    presets: Sequence[str] = (),
+    forms: Sequence[Form] = (),
+    *,
+    workers: int = 1,
+    output: Path | None = None,
+    progress: Progress | None = None,
+) -> list[Cell]:
+    """Measure a grid of families and methods, and write its page.
+
+    Args:
+        families: model types; all when empty.
+        presets: methods; all when empty.
+        forms: forms; all when empty.
+        workers: processes at a time.
+        output: page of Markdown; the cells are kept in ``.json`` beside it, those that an earlier run of the
+            same code and libraries measured are reused, and the page shows them all.
+        progress: where to report.
+
+    Raises:
+        InputError: when a family or preset is unknown.
+        StorageError: when a file cannot be written.
+    """
+    grid = subjects(families, presets, forms)
+    kept = load_cells(output.with_suffix(".json")) if output is not None else []
+    have = {(cell.family, cell.kind, cell.preset, cell.form) for cell in kept}
+    todo = [
+        one for one in grid if any((one.family, one.kind, one.preset, form) not in have for form in one.forms)
+    ]
+    wanted = {(one.family, one.kind, one.preset) for one in todo}
+    kept = [one for one in kept if (one.family, one.kind, one.preset) not in wanted]
+    report = progress or Silent()
+    report.start("conformance", len(todo))
+    saved = time.monotonic()
+    try:
+        for cells in run_grid(todo, workers=workers):
+            kept += cells
+            report.advance(1, {name: float(number) for name, number in counts(kept).items()})
+            if output is not None and time.monotonic() - saved > SAVE_SECONDS:
+                save_cells(output.with_suffix(".json"), kept)
+                saved = time.monotonic()
+    finally:
+        report.finish()
+        if output is not None and kept:
+            save_cells(output.with_suffix(".json"), kept)
+    order = {(one.family, one.kind, one.preset): place for place, one in enumerate(subjects())}
+    kept.sort(key=lambda cell: order[cell.family, cell.kind, cell.preset])
+    if output is not None:
+        write_text(output, as_markdown(kept, versions(), _command(kept)))
+    mine = {(one.family, one.kind, one.preset) for one in grid}
+    return [cell for cell in kept if (cell.family, cell.kind, cell.preset) in mine]
+
+
+def _command(cells: Sequence[Cell]) -> str:
+    """The command that measures these cells."""
+    every = subjects()
+    parts = ["lineahead", "conformance"]
+    for option, name in (("--family", "family"), ("--preset", "preset")):
+        have = list(dict.fromkeys(getattr(cell, name) for cell in cells))
+        if set(have) != {getattr(one, name) for one in every}:
+            parts += [part for one in have for part in (option, one)]
+    return shlex.join(parts)
