@@ -182,7 +182,7 @@ def _observers(model: PreTrainedModel, form: Form, graph: Path | None, prefix: T
         }
         again = "chunked prefill"
     else:
-        backend, empty = _stepper(model, layers)
+        backend, empty = _stepper(model, layers, rows=len(prefix) + LOOPED)
         if form == "onnxruntime":
             backend = _traced(model, layers) if graph is None else open_backend(graph)
         found = {
@@ -195,10 +195,10 @@ def _observers(model: PreTrainedModel, form: Form, graph: Path | None, prefix: T
     return found
 
 
-def _stepper(model: PreTrainedModel, layers: list[LinearLayer]) -> tuple[Backend, list[Array]]:
-    """The step graph in torch, and its empty state."""
+def _stepper(model: PreTrainedModel, layers: list[LinearLayer], *, rows: int) -> tuple[Backend, list[Array]]:
+    """The step graph in torch, and its empty state; caches of softmax layers hold `rows` tokens."""
     stepper = StepModel(_copy(model), layers)
-    return backend_of(stepper), [x.numpy() for x in stepper.empty(1)]
+    return backend_of(stepper), [x.numpy() for x in stepper.empty(1, rows=rows)]
 
 
 def _traced(model: PreTrainedModel, layers: list[LinearLayer]) -> Backend:
