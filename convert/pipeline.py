@@ -17,7 +17,6 @@ from lineahead.convert.pretrained import install_heads, pretrained_adapter
 from lineahead.convert.replace import linearize
 from lineahead.convert.source import load_source
 from lineahead.convert.training.weights import new_parameters
-from lineahead.plugins.augmented_attention import feature_maps
 from lineahead.plugins.augmented_attention.huggingface.layers import LinearLayer
 from lineahead.plugins.augmented_attention.huggingface.modeling import is_hybrid
 from lineahead.plugins.augmented_attention.huggingface.softmax_layers import (
@@ -25,8 +24,9 @@ from lineahead.plugins.augmented_attention.huggingface.softmax_layers import (
     local_layers,
     softmax_layers,
 )
+from lineahead.plugins.augmented_attention.methods import preset
 from lineahead.plugins.augmented_attention.module import AugmentedAttention
-from lineahead.plugins.augmented_attention.schema import AttentionSettings, LayerShape, preset, state_shapes
+from lineahead.plugins.augmented_attention.schema import AttentionSettings, LayerShape, state_shapes
 from lineahead.recipes.manifest import Base, Manifest, Model
 from lineahead.recipes.manifest import SoftmaxLayer as KeptLayer
 from lineahead.recipes.schema import Method, Recipe
@@ -112,15 +112,12 @@ def finetune(
 
 
 def method_settings(method: Method) -> AttentionSettings:
-    """The operator's settings that a recipe asks for.
+    """The operator's settings that a recipe asks for, in a decoder.
 
     Raises:
-        SettingsError: naming the setting at fault.
+        SettingsError: naming the setting at fault; for a method without a causal form, saying why.
     """
-    settings = preset(method.preset, **method.changes())
-    if settings.has_state:
-        feature_maps.get(settings.feature_map)
-    return settings
+    return preset(method.preset, **method.changes(), causal=True)
 
 
 def kept_layers(model: PreTrainedModel, recipe: Recipe) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -40,9 +41,11 @@ def linearize(
 
     Raises:
         ArchitectureError: when the attention cannot be replaced.
+        SettingsError: when the method has no causal form; it says why.
         InputError: when `layers` or `keep` names no such layer, no layer is left, or the model is linear
             already.
     """
+    settings = replace(settings, causal=True)
     if any(ATTRIBUTE in module._modules for module in model.modules()):
         raise InputError(f"{type(model).__name__} is linear already", hint="Load the original checkpoint.")
     found = discover(model)

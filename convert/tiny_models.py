@@ -27,7 +27,8 @@ from lineahead.convert.replace import linearize
 from lineahead.errors import ArchitectureError
 from lineahead.plugins.augmented_attention.huggingface.attention import teacher
 from lineahead.plugins.augmented_attention.huggingface.layers import ATTRIBUTE
-from lineahead.plugins.augmented_attention.schema import AttentionSettings, preset
+from lineahead.plugins.augmented_attention.methods import preset
+from lineahead.plugins.augmented_attention.schema import AttentionSettings
 
 VOCABULARY = 97
 MAX_PARAMETERS = 40_000_000

@@ -29,17 +29,21 @@ class Part(BaseModel):
 class Method(Part):
     """The operator's form: a preset's name and the settings that differ (None keeps the preset's value).
 
-    The settings are those of ``plugins.augmented_attention.schema.AttentionSettings``.
+    Names and settings are those of ``plugins.augmented_attention``: ``methods`` lists the presets, ``schema``
+    explains the settings. Both are checked when a conversion starts, before anything is loaded. Whether the
+    operator is causal is not a choice: it follows from the model.
     """
 
     preset: str = "softmax-hedgehog"
-    local: Literal["none", "relu2", "softmax"] | None = None
-    pattern: Literal["none", "grouped", "sliding"] | None = None
+    local: str | None = None
+    pattern: str | None = None
     window: PositiveInt | None = None
     feature_map: str | None = None
     feature_dim: NonNegativeInt | None = None
-    normalizer: Literal["none", "denominator"] | None = None
+    normalizer: str | None = None
+    normalizes: str | None = None
     qk_norm: bool | None = None
+    local_norm: bool | None = None
     conv_taps: NonNegativeInt | None = None
     eps: PositiveFloat | None = None
     sinks: NonNegativeInt | None = None

@@ -16,7 +16,8 @@ from lineahead.convert.conformance.observe import FIRST_TOKEN, WINDOW
 from lineahead.convert.conformance.oracle import Text
 from lineahead.errors import ArtifactError
 from lineahead.plugins.augmented_attention.huggingface.modeling import layers_of
-from lineahead.plugins.augmented_attention.schema import PRESETS, AttentionSettings
+from lineahead.plugins.augmented_attention.methods import PRESETS
+from lineahead.plugins.augmented_attention.schema import AttentionSettings
 
 GRAPH = Path("onnx") / "verifier.onnx"
 OWN = "its own settings"

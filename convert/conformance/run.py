@@ -26,7 +26,7 @@ from lineahead.convert.conformance.observe import shrunk
 from lineahead.convert.replace import linearize
 from lineahead.convert.tiny_models import limit_memory, randomize, tiny_model
 from lineahead.errors import ArchitectureError, InputError, LineaheadError
-from lineahead.plugins.augmented_attention.schema import PRESETS
+from lineahead.plugins.augmented_attention.methods import PRESETS
 from lineahead.recipes.files import write_text
 
 KINDS: dict[Kind, Sequence[str]] = {

@@ -7,7 +7,8 @@ from typing import Any
 
 from lineahead.convert.training.checkpoint import digest
 from lineahead.errors import InputError, LineaheadError
-from lineahead.plugins.augmented_attention.schema import PRESETS, AttentionSettings, preset
+from lineahead.plugins.augmented_attention.methods import PRESETS, preset
+from lineahead.plugins.augmented_attention.schema import AttentionSettings
 from lineahead.recipes.schema import Method
 from lineahead.recipes.study.schema import ALL, SOFTMAX, Comparison, NamedMethod, Study
 

@@ -1,5 +1,7 @@
 """The operator's learned parameters for one attention layer, and the forms bound to them."""
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 
@@ -14,47 +16,60 @@ class AugmentedAttention(nn.Module):
     """Parameters of augmented attention: what conversion adds to a layer and attention transfer trains.
 
     Attributes:
-        alpha: ``[H]``; weight of the global term, zero at first (You et al., 2024, figure 6b). Under a
-            denominator it is
-            the logarithm of the weight, so that the denominator stays positive.
-        local_scale: ``[H]``, one at first; absent under a denominator, where only the ratio to alpha matters.
+        alpha: ``[H]``; weight of the global term beside a local one, zero at first (You et al., 2024, figure
+            6b). Under a denominator that both share it is the logarithm of the weight, so that the
+            denominator stays positive.
+        local_scale: ``[H]``, one at first; absent where one normalizer serves both terms, so that only the
+            ratio to alpha matters.
         conv: ``[H, taps]``, zero at first; absent without taps.
-        query_map, key_map: ``[H, D, M]`` and ``[Hkv, D, M]``; absent when the feature map has no weights.
+        query_map, key_map: ``[H, D, M]`` and ``[Hkv, D, M]``; absent when the feature map learns no weights.
+        random_map: ``[Hkv, D, M]``, a buffer, saved and never trained; of feature maps whose projection is
+            drawn once.
     """
+
+    random_map: Tensor
 
     def __init__(self, settings: AttentionSettings, shape: LayerShape) -> None:
         super().__init__()
         self.settings, self.shape = settings, shape
-        positive = settings.normalizer == "denominator"
-        if settings.has_state:
-            self.alpha = nn.Parameter(torch.full((shape.heads,), INITIAL_LOG_ALPHA if positive else 0.0))
-        if settings.local != "none" and not positive:
+        if settings.has_both:
+            self.alpha = nn.Parameter(
+                torch.full((shape.heads,), INITIAL_LOG_ALPHA if self._log_alpha else 0.0)
+            )
+        if settings.local != "none" and (settings.normalizer == "none" or settings.normalizes != "all"):
             self.local_scale = nn.Parameter(torch.ones(shape.heads))
         if settings.conv_taps:
             self.conv = nn.Parameter(torch.zeros(shape.heads, settings.conv_taps))
-        initial = feature_maps.get(settings.feature_map).initial if settings.has_state else None
-        if initial is not None:
-            columns = settings.feature_dim or shape.head_dim
-            self.query_map = nn.Parameter(initial(shape.heads, shape.head_dim, columns))
-            self.key_map = nn.Parameter(initial(shape.kv_heads, shape.head_dim, columns))
+        feature_map = feature_maps.get(settings.feature_map) if settings.has_state else None
+        if feature_map is None or feature_map.initial is None:
+            return
+        columns = settings.feature_dim or shape.head_dim
+        if feature_map.learned:
+            self.query_map = nn.Parameter(feature_map.initial(shape.heads, shape.head_dim, columns))
+            self.key_map = nn.Parameter(feature_map.initial(shape.kv_heads, shape.head_dim, columns))
+        else:
+            self.register_buffer("random_map", feature_map.initial(shape.kv_heads, shape.head_dim, columns))
+
+    @property
+    def _log_alpha(self) -> bool:
+        return self.settings.divides and self.settings.normalizes == "all"
 
     def operands(self) -> Operands:
         """The PARAMETERS ports as the operator takes them; a one-element tensor where absent."""
-        anchor = next(self.parameters(), torch.ones(1))
+        anchor = next(itertools.chain(self.parameters(), self.buffers()), torch.ones(1))
         one = anchor.new_ones(1)
         heads = anchor.new_ones(self.shape.heads)
         alpha = getattr(self, "alpha", None)
         if alpha is None:
             alpha = heads
-        elif self.settings.normalizer == "denominator":
+        elif self._log_alpha:
             alpha = alpha.exp()
-        return (
-            alpha,
-            getattr(self, "local_scale", heads),
-            getattr(self, "conv", one),
-            getattr(self, "query_map", one),
-            getattr(self, "key_map", one),
-        )
+        query_map, key_map = getattr(self, "query_map", one), getattr(self, "key_map", one)
+        if "random_map" in self._buffers:
+            key_map = self.random_map
+            query_map = key_map.repeat_interleave(self.shape.heads // self.shape.kv_heads, 0)
+        conv = getattr(self, "conv", one)
+        return alpha, getattr(self, "local_scale", heads), conv, query_map, key_map
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """The training form over whole texts; shapes as in :func:`parallel.parallel`."""

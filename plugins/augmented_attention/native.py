@@ -8,6 +8,7 @@ import hashlib
 import logging
 import os
 import platform
+import re
 import shutil
 import subprocess
 import tempfile
@@ -71,12 +72,7 @@ def resolve(implementation: Implementation | None = None) -> Path | None:
     Raises:
         BackendError: when the name is unknown, the compilation fails, or ``native`` is not possible here.
     """
-    chosen = implementation or os.environ.get(VARIABLE) or "auto"
-    if chosen not in get_args(Implementation):
-        raise BackendError(
-            f"unknown operator implementation {chosen!r}",
-            hint=f"Set {VARIABLE} to one of: {', '.join(get_args(Implementation))}.",
-        )
+    chosen = _chosen(implementation)
     path = None if chosen == "function" else library()
     if path is not None:
         logger.info("augmented attention runs in the native kernel %s", path)
@@ -89,6 +85,44 @@ def resolve(implementation: Implementation | None = None) -> Path | None:
         )
     logger.info("augmented attention runs as an ONNX function body (%s)", reason)
     return None
+
+
+def without_kernel(unknown: str, implementation: Implementation | None = None) -> None:
+    """Say in the log that a graph runs as function bodies for what the kernel does not know.
+
+    Args:
+        unknown: as :func:`lacking` names it.
+        implementation: as in :func:`resolve`.
+
+    Raises:
+        BackendError: when ``native`` is insisted on.
+    """
+    if _chosen(implementation) == "native":
+        raise BackendError(
+            f"the native CPU kernel has no {unknown}", hint=f"Use 'function', or 'auto' in {VARIABLE}."
+        )
+    logger.warning(
+        "the native CPU kernel has no %s: augmented attention runs as an ONNX function body", unknown
+    )
+
+
+def _chosen(implementation: Implementation | None) -> str:
+    chosen = implementation or os.environ.get(VARIABLE) or "auto"
+    if chosen not in get_args(Implementation):
+        raise BackendError(
+            f"unknown operator implementation {chosen!r}",
+            hint=f"Set {VARIABLE} to one of: {', '.join(get_args(Implementation))}.",
+        )
+    return chosen
+
+
+def lacking(message: str) -> str | None:
+    """What the kernel does not know, if `message` is its refusal of a graph; None for any other failure.
+
+    The graph then runs as function bodies, which know every setting.
+    """
+    found = re.search(r"this library has no (\S+ '[^']*')", message)
+    return found.group(1) if found else None
 
 
 def library(*, build: bool = True) -> Path | None:

@@ -5,8 +5,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from lineahead.plugins.augmented_attention import feature_maps
-from lineahead.plugins.augmented_attention.schema import AttentionSettings
-from lineahead.plugins.augmented_attention.step import local_kernel, unit, without_autocast
+from lineahead.plugins.augmented_attention.blend import blend
+from lineahead.plugins.augmented_attention.local_kernels import LOCAL_KERNELS
+from lineahead.plugins.augmented_attention.schema import AttentionSettings, require_causal
+from lineahead.plugins.augmented_attention.step import unit, without_autocast
 
 
 @without_autocast
@@ -35,14 +37,18 @@ def parallel(
         query_map: ``[H, D, M]``; any tensor when the feature map has no weights.
         key_map: ``[Hkv, D, M]``; likewise.
         settings: the operator's settings.
-        scale: multiplier of ``q . k`` in the local kernel.
+        scale: multiplier of ``q . k``, in the local kernel (1 there under `local_norm`) and in maps of it.
 
     Returns:
         ``[B, H, N, Dv]`` in query's dtype.
 
+    Raises:
+        SettingsError: for bidirectional settings.
+
     Source: You et al., 2024, arXiv:2406.07368, section 4 (groups); the state of group g is the exclusive sum
         over groups.
     """
+    require_causal(settings, "the training form")
     batch, heads, length, _ = query.shape
     shared, size = key.shape[1], settings.window
     compute, dtype = torch.promote_types(query.dtype, torch.float32), query.dtype
@@ -60,36 +66,41 @@ def parallel(
     def per_head(x: Tensor) -> Tensor:  # [H] -> [Hkv, R, 1, 1, 1]
         return x.to(compute).reshape(shared, -1, 1, 1, 1)
 
-    q, k, v = split(query), split(key), split(value)
-    k_near, v_near = _local_rows(settings, k, back), _local_rows(settings, v, back)
-    visible, near = _chunk_masks(settings, chunks, back, query.device)
+    v = split(value)
+    v_near = _local_rows(settings, v, back)
+    visible, mask = _chunk_masks(settings, chunks, back, query.device)
     zero = torch.zeros((), dtype=compute, device=query.device)
-    weights, remote, total = zero, zero, zero
+    near, far, remote, total = zero, zero, zero, zero
     if settings.has_state:
         phi = feature_maps.get(settings.feature_map).apply
         q_features, k_features = (
-            split(phi(query, query_map.to(compute))),
-            split(phi(key, key_map.to(compute))),
+            split(phi(query, query_map.to(compute), scale)),
+            split(phi(key, key_map.to(compute), scale)),
         )
         if back or settings.pattern == "none":
-            far = q_features @ _local_rows(settings, k_features, back).transpose(-1, -2) * per_head(alpha)
-            weights = torch.where(visible & ~near, far, zero)
+            far = q_features @ _local_rows(settings, k_features, back).transpose(-1, -2)
+            far = torch.where(visible & ~mask, far, zero)
         if settings.sinks:
             kept = (torch.arange(chunks * size, device=query.device) >= settings.sinks).reshape(
                 chunks, size, 1
             )
             k_features = torch.where(kept, k_features, zero)
-        remote = q_features @ _earlier_chunks(k_features.transpose(-1, -2) @ v, back) * per_head(alpha)
+        remote = q_features @ _earlier_chunks(k_features.transpose(-1, -2) @ v, back)
         if settings.has_norm:
-            norm = _earlier_chunks(k_features.sum(-2), back).unsqueeze(-1)
-            total = q_features @ norm * per_head(alpha)
+            total = q_features @ _earlier_chunks(k_features.sum(-2), back).unsqueeze(-1)
     if settings.local != "none":
-        mask = visible & near
-        scores = q @ k_near.transpose(-1, -2) * scale
-        weights = torch.where(mask, local_kernel(scores, mask, settings) * per_head(local_scale), weights)
-    output = weights @ v_near + remote
-    if settings.normalizer == "denominator":
-        output = output / (weights.sum(-1, keepdim=True) + total + settings.eps)
+        if settings.local_norm:
+            query, key, scale = unit(query, settings.eps), unit(key, settings.eps), 1.0
+        scores = split(query) @ _local_rows(settings, split(key), back).transpose(-1, -2) * scale
+        near = torch.where(
+            visible & mask, LOCAL_KERNELS.named(settings.local).weigh(scores, visible & mask), zero
+        )
+    output = blend(
+        near, far, remote, total,
+        local_scale=per_head(local_scale) if settings.local != "none" else zero,
+        alpha=per_head(alpha) if settings.has_state else zero,
+        filters=zero, attend=lambda weights: weights @ v_near, settings=settings,
+    )  # fmt: skip
     if settings.conv_taps:
         reach = -(-(settings.conv_taps - 1) // size)
         filters = _toeplitz(conv.to(compute), size, reach).unflatten(0, (shared, -1)).unsqueeze(2)

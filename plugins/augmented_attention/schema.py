@@ -1,25 +1,29 @@
 """What the augmented-attention operator is: settings, ports, state shapes. Standard library only.
 
 The operator (You et al., 2024, arXiv:2406.07368, section 4; the shared-denominator form is Zhang et al.,
-2024,
-arXiv:2410.10254, eq. 6), for query row i at position p_i and head h::
+2024, arXiv:2410.10254, eq. 6), for query row i at position p_i and head h, under `normalizes` = all::
 
     local_ij = local_scale_h * f(scale * q_i . k_j)              j visible, in the same group or window
     far_ij   = alpha_h * phi_q(q_i) . phi_k(k_j)                 j visible, outside it
     num_i    = sum_j (local_ij + far_ij) v_j + alpha_h * phi_q(q_i) S
     out_i    = normalize(num_i) + sum_t conv[h, t] v_{p_i - t}
 
+Otherwise `normalize` applies to one of the two terms, before its weight alpha or local_scale, and the other
+is added as it is.
+
 Keys at the first `sinks` positions of a text are local to every query and never enter S: pretrained softmax
-attention parks
-its unused mass there (Xiao et al., 2023, arXiv:2309.17453).
+attention parks its unused mass there (Xiao et al., 2023, arXiv:2309.17453).
 
 Every other module of this folder is one *form* of it and takes these ports by these names in this order.
 """
 
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal, get_args
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from lineahead.errors import SettingsError
+from lineahead.plugins.augmented_attention.feature_maps import FEATURE_MAPS
+from lineahead.plugins.augmented_attention.local_kernels import LOCAL_KERNELS
+from lineahead.plugins.augmented_attention.normalizers import NORMALIZERS
 
 DOMAIN = "lineahead"
 OP_TYPE = "AugmentedAttention"
@@ -33,9 +37,8 @@ PARAMETERS = ("alpha", "local_scale", "conv", "query_map", "key_map")
 INPUTS = (*DATA, *CALL, *STATE, *PENDING, *PARAMETERS)
 OUTPUTS = ("output", *STATE, "pending_key")
 
-Local = Literal["none", "relu2", "softmax"]
-Pattern = Literal["none", "grouped", "sliding"]
-Normalizer = Literal["none", "denominator"]
+PATTERNS = ("none", "grouped", "sliding")
+SCOPES = ("all", "global", "local")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,30 +46,36 @@ class AttentionSettings:
     """Everything about the operator that is not a tensor; saved in the checkpoint's config.
 
     Attributes:
-        local: kernel f inside the group or window; ``relu2`` is ``relu(x)**2``, ``softmax`` is ``exp(x -
-            max)``.
+        local: kernel f inside the group or window, a name in ``local_kernels``; ``none``: those keys count
+            for nothing (FLASH's global attention leaves out the own group).
         pattern: which keys are local: ``grouped`` (block diagonal), ``sliding`` (the last `window` keys),
             ``none``.
         window: group size or window width, in tokens.
-        feature_map: name of a map in ``feature_maps`` (phi); ``none`` drops the global term and its state.
-        feature_dim: columns of a learned map's projection; 0 means the head dimension.
-        normalizer: ``denominator`` divides by the sum of the weights, ``none`` does not.
+        feature_map: phi, a name in ``feature_maps``; ``none`` drops the global term and its state.
+        feature_dim: columns of a map's projection; 0 means the head dimension.
+        normalizer: what an output row is divided by, a name in ``normalizers``; ``none`` for nothing.
+        normalizes: what of it: ``all``; or, where there are both, the ``global`` or the ``local`` term alone.
         qk_norm: L2-normalise queries and keys (after RoPE), and use a scale of 1.
+        local_norm: do so for the local kernel alone; the feature map takes queries and keys as they are.
         conv_taps: taps of the causal depthwise convolution over the values, one filter per head; 0 for none.
         eps: added inside square roots and to denominators.
         sinks: first positions of a text that stay local for ever; they have rows of their own after the ring.
+        causal: False: every token sees the whole text, the convolution has 2 * conv_taps - 1 taps, centred.
     """
 
-    local: Local = "relu2"
-    pattern: Pattern = "grouped"
+    local: str = "relu2"
+    pattern: str = "grouped"
     window: int = 64
     feature_map: str = "identity"
     feature_dim: int = 0
-    normalizer: Normalizer = "none"
+    normalizer: str = "none"
+    normalizes: str = "all"
     qk_norm: bool = True
+    local_norm: bool = False
     conv_taps: int = 32
     eps: float = 1e-6
     sinks: int = 0
+    causal: bool = True
 
     def __post_init__(self) -> None:
         """Refuse impossible combinations.
@@ -74,34 +83,81 @@ class AttentionSettings:
         Raises:
             SettingsError: naming the setting at fault.
         """
-        for name, kinds in (("local", Local), ("pattern", Pattern), ("normalizer", Normalizer)):
-            if getattr(self, name) not in get_args(kinds):
+        for name, kinds in (("pattern", PATTERNS), ("normalizes", SCOPES)):
+            if getattr(self, name) not in kinds:
                 raise SettingsError(
                     f"{name}={getattr(self, name)!r} is not known",
-                    hint=f"Choose one of: {', '.join(get_args(kinds))}.",
+                    hint=f"Choose one of: {', '.join(kinds)}.",
                 )
-        if (self.local == "none") != (self.pattern == "none"):
-            raise SettingsError(
-                f"local={self.local!r} with pattern={self.pattern!r}: both are 'none' or neither is",
-                hint="Choose a local kernel for the pattern, or set both to 'none'.",
-            )
         if self.window < 1 or min(self.conv_taps, self.feature_dim, self.sinks) < 0:
             raise SettingsError(
                 f"window={self.window}, conv_taps={self.conv_taps}, feature_dim={self.feature_dim}, "
                 f"sinks={self.sinks} out of range",
                 hint="window is at least 1, the others at least 0.",
             )
-        if self.sinks and self.local == "none":
+        self._check_local()
+        self._check_global()
+        self._check_normalizer()
+
+    def _check_local(self) -> None:
+        if self.local == "none":
+            if self.pattern == "sliding":
+                raise SettingsError(
+                    "local='none' with pattern='sliding': nothing would attend to the window",
+                    hint="Choose a local kernel for the pattern, or set pattern to 'none' or 'grouped'.",
+                )
+            if self.sinks:
+                raise SettingsError(
+                    f"sinks={self.sinks} with local='none'",
+                    hint="Sinks are local keys: set local, or sinks: 0.",
+                )
+            if self.local_norm:
+                raise SettingsError("local_norm with local='none'", hint="Set local, or local_norm: false.")
+            return
+        kernel = LOCAL_KERNELS.named(self.local)
+        if self.pattern == "none":
             raise SettingsError(
-                f"sinks={self.sinks} with local='none'", hint="Sinks are local keys: set local, or sinks: 0."
+                f"local={self.local!r} with pattern='none': no key is local",
+                hint="Set pattern: grouped or sliding, or local: none.",
             )
-        if self.local == "none" and self.feature_map == "none":
+        if self.qk_norm and self.local_norm:
             raise SettingsError(
-                "neither a local kernel nor a feature map: nothing attends", hint="Set local or feature_map."
+                "qk_norm and local_norm: queries and keys would be normalised twice", hint="Set one of them."
             )
-        if self.normalizer == "none" and self.local == "softmax":
+        if kernel.cosine and not (self.qk_norm or self.local_norm):
             raise SettingsError(
-                "local='softmax' needs normalizer='denominator'", hint="Set normalizer: denominator."
+                f"local={self.local!r} takes cosines, and queries and keys are not normalised",
+                hint="Set qk_norm: true, or local_norm: true.",
+            )
+
+    def _check_global(self) -> None:
+        if not self.has_state:
+            if self.local == "none":
+                raise SettingsError(
+                    "neither a local kernel nor a feature map: nothing attends",
+                    hint="Set local or feature_map.",
+                )
+            return
+        feature_map = FEATURE_MAPS.named(self.feature_map)
+        if self.causal and feature_map.acausal:
+            raise SettingsError(
+                f"feature_map={self.feature_map!r} has no causal form: {feature_map.acausal}",
+                hint="Use it in an encoder (causal: false), or choose another method, such as performer.",
+            )
+
+    def _check_normalizer(self) -> None:
+        of = "" if self.normalizer == "none" else NORMALIZERS.named(self.normalizer).of
+        if self.normalizes != "all" and not (of and self.has_state and self.local != "none"):
+            raise SettingsError(
+                f"normalizes={self.normalizes!r} needs a normalizer, a local kernel and a feature map",
+                hint="Set normalizes: all, or what is missing.",
+            )
+        relative = self.local != "none" and LOCAL_KERNELS.named(self.local).relative
+        if relative and (of != "weights" or self.normalizes == "global"):
+            raise SettingsError(
+                f"local={self.local!r} needs a denominator over its weights, not normalizer="
+                f"{self.normalizer!r} of {self.normalizes}",
+                hint="Set normalizer: denominator, and normalizes: all or local.",
             )
 
     @property
@@ -112,7 +168,23 @@ class AttentionSettings:
     @property
     def has_norm(self) -> bool:
         """Whether the state has a second part z, the sum of phi(k)."""
-        return self.has_state and self.normalizer == "denominator"
+        return self.has_state and self.divides and self.normalizes != "local"
+
+    @property
+    def divides(self) -> bool:
+        """Whether the normalizer is one of the weights, a denominator."""
+        return self.normalizer != "none" and NORMALIZERS.named(self.normalizer).of == "weights"
+
+    @property
+    def has_both(self) -> bool:
+        """Whether there is a local and a global term, so that their weights matter."""
+        return self.has_state and self.local != "none"
+
+    @property
+    def floor(self) -> float:
+        """Denominators of features alone are held above this."""
+        alone = self.has_norm and (self.normalizes == "global" or self.local == "none")
+        return FEATURE_MAPS.named(self.feature_map).floor if alone else 0.0
 
     @property
     def ring_rows(self) -> int:
@@ -161,28 +233,16 @@ class LayerShape:
     value_dim: int
 
 
-PRESETS: dict[str, AttentionSettings] = {
-    "augmented": AttentionSettings(),
-    "softmax-hedgehog": AttentionSettings(
-        local="softmax",
-        pattern="sliding",
-        feature_map="hedgehog",
-        normalizer="denominator",
-        qk_norm=False,
-        sinks=4,
-    ),
-}
-
-
-def preset(name: str, **changes: Any) -> AttentionSettings:
-    """The named preset, with some settings replaced.
+def require_causal(settings: AttentionSettings, form: str) -> None:
+    """Refuse settings of a bidirectional model where only causal ones are served.
 
     Raises:
-        SettingsError: when no preset has that name.
+        SettingsError: naming `form`.
     """
-    if name not in PRESETS:
-        raise SettingsError(f"unknown method {name!r}", hint=f"Choose one of: {', '.join(PRESETS)}.")
-    return replace(PRESETS[name], **changes)
+    if not settings.causal:
+        raise SettingsError(
+            f"causal=False: {form} is causal", hint="Use the bidirectional form, for encoders."
+        )
 
 
 def folded(settings: AttentionSettings, length: Any) -> Any:

@@ -1,8 +1,7 @@
 """The step form: commit the accepted rows of the previous call, then attend from every node of a tree.
 
 It serves prefill (a chain, all of it accepted next time), decoding (one node), and chain or tree
-verification. It is the
-eager operator, and the ONNX function body is a trace of it.
+verification. It is the eager operator, and the ONNX function body is a trace of it.
 """
 
 import functools
@@ -13,6 +12,8 @@ import torch
 from torch import Tensor
 
 from lineahead.plugins.augmented_attention import feature_maps
+from lineahead.plugins.augmented_attention.blend import blend
+from lineahead.plugins.augmented_attention.local_kernels import LOCAL_KERNELS
 from lineahead.plugins.augmented_attention.masks import (
     attended_rows,
     held_positions,
@@ -20,7 +21,7 @@ from lineahead.plugins.augmented_attention.masks import (
     ring_positions,
     tree_depth,
 )
-from lineahead.plugins.augmented_attention.schema import AttentionSettings, folded
+from lineahead.plugins.augmented_attention.schema import AttentionSettings, folded, require_causal
 
 Committed = tuple[Tensor, Tensor, Tensor, Tensor]
 Ports = ParamSpec("Ports")
@@ -64,6 +65,7 @@ def commit(
     key_map: Tensor,
     *,
     settings: AttentionSettings,
+    scale: float,
 ) -> Committed:
     """Append the accepted pending rows to the ring and fold what has left it into S; shapes as in `step`.
 
@@ -82,7 +84,8 @@ def commit(
         due = torch.cat([(held >= first), sink >= 0, path < accept_count[:, None]], 1)
         fold = (due & (position < last) & (position >= settings.sinks))[:, None, :, None]
         zero = torch.zeros((), dtype=state.dtype, device=state.device)
-        features = feature_maps.get(settings.feature_map).apply(keys.to(state.dtype), key_map.to(state.dtype))
+        phi = feature_maps.get(settings.feature_map).apply
+        features = phi(keys.to(state.dtype), key_map.to(state.dtype), scale)
         features = torch.where(fold, features, zero)
         state = state + features.transpose(2, 3) @ torch.where(fold, values.to(state.dtype), zero)
         if settings.has_norm:
@@ -119,8 +122,7 @@ def step(
     """Commit, then attend from T tree nodes. Nothing is written in place: an unaccepted node never existed.
 
     Ports that the settings leave unused (``norm`` without a denominator, ``state`` without a feature map,
-    maps without
-    weights, ``conv`` without taps) take any one-element tensor and pass through.
+    maps without weights, ``conv`` without taps) take any one-element tensor and pass through.
 
     Args:
         query: ``[B, H, T, D]`` float, after RoPE at position ``length + accept_count + depth``.
@@ -143,16 +145,19 @@ def step(
         query_map: ``[H, D, M]``.
         key_map: ``[Hkv, D, M]``.
         settings: the operator's settings.
-        scale: multiplier of ``q . k`` in the local kernel.
+        scale: multiplier of ``q . k``, in the local kernel (1 there under `local_norm`) and in maps of it.
 
     Returns:
         output ``[B, H, T, Dv]`` in query's dtype; state, norm, window_key, window_value after the commit; and
         pending_key ``[B, Hkv, T, D]``, to hand back (with `value`) in the next call.
 
+    Raises:
+        SettingsError: for bidirectional settings.
+
     Source: You et al., 2024, arXiv:2406.07368, section 4, made exact across group boundaries: a visible key
-        of an earlier
-    group is attended through the feature map before it is in S.
+        of an earlier group is attended through the feature map before it is in S.
     """
+    require_causal(settings, "the step form")
     batch, heads, nodes, _ = query.shape
     shared, compute = key.shape[1], torch.promote_types(query.dtype, torch.float32)
     if settings.qk_norm:
@@ -160,7 +165,7 @@ def step(
         key = unit(key.to(compute), settings.eps).to(key.dtype)
     state, norm, window_key, window_value = commit(
         length, accept_index, accept_count, state, norm, window_key, window_value, pending_key, pending_value,
-        key_map, settings=settings,
+        key_map, settings=settings, scale=scale,
     )  # fmt: skip
     length = length + accept_count
 
@@ -184,35 +189,30 @@ def step(
     keys = torch.cat([window_key, key], 2).to(compute)
     values = torch.cat([window_value, value], 2).to(compute)
     queries = query.to(compute)
-    weights, remote = zero, zero
+    near_weights, far, remote, total, filters = zero, zero, zero, zero, zero
     if settings.has_state:
         phi = feature_maps.get(settings.feature_map).apply
-        query_features = by_group(phi(queries, query_map.to(compute)))
-        far = by_head(query_features @ phi(keys, key_map.to(compute)).transpose(2, 3)) * per_head(alpha)
-        weights = torch.where((visible & ~near)[:, None], far, zero)
-        remote = by_head(query_features @ state) * per_head(alpha)
+        query_features = by_group(phi(queries, query_map.to(compute), scale))
+        far = by_head(query_features @ phi(keys, key_map.to(compute), scale).transpose(2, 3))
+        far = torch.where((visible & ~near)[:, None], far, zero)
+        remote = by_head(query_features @ state)
+        if settings.has_norm:
+            total = by_head(query_features @ norm.unsqueeze(-1))
     if settings.local != "none":
         mask = (visible & near)[:, None]
+        if settings.local_norm:
+            queries, keys, scale = unit(queries, settings.eps), unit(keys, settings.eps), 1.0
         scores = by_head(by_group(queries) @ keys.transpose(2, 3)) * scale
-        weights = torch.where(mask, local_kernel(scores, mask, settings) * per_head(local_scale), weights)
-    if settings.normalizer == "denominator":
-        total = weights.sum(-1, keepdim=True) + settings.eps
-        if settings.has_state:
-            total = total + by_head(query_features @ norm.unsqueeze(-1)) * per_head(alpha)
-        weights, remote = weights / total, remote / total
+        near_weights = torch.where(mask, LOCAL_KERNELS.named(settings.local).weigh(scores, mask), zero)
     if settings.conv_taps:
-        weights = weights + _filters(settings, position, key_position, ancestors, conv.to(compute))
-    output = by_head(by_group(weights) @ values) + remote
+        filters = _filters(settings, position, key_position, ancestors, conv.to(compute))
+    output = blend(
+        near_weights, far, remote, total,
+        local_scale=per_head(local_scale) if settings.local != "none" else zero,
+        alpha=per_head(alpha) if settings.has_state else zero,
+        filters=filters, attend=lambda weights: by_head(by_group(weights) @ values), settings=settings,
+    )  # fmt: skip
     return output.to(query.dtype), state, norm, window_key, window_value, key
-
-
-def local_kernel(scores: Tensor, mask: Tensor, settings: AttentionSettings) -> Tensor:
-    """Apply f to the scores; only entries under `mask` are meaningful, a row's maximum is over them alone."""
-    if settings.local == "softmax":
-        lowest = torch.finfo(scores.dtype).min
-        peak = torch.where(mask, scores, lowest).amax(-1, keepdim=True)
-        return torch.where(mask, scores - peak, lowest).exp()
-    return scores.relu().square()
 
 
 def _filters(

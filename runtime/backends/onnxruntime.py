@@ -69,7 +69,15 @@ class OnnxRuntimeSession(Session):
             BackendError: when ONNX Runtime, the provider or the kernel is not there.
         """
         kernels = native_kernels(implementation, provider)
-        self._session: Any = open_graph(graph, provider=provider, threads=threads, kernels=kernels)
+        try:
+            self._session: Any = open_graph(graph, provider=provider, threads=threads, kernels=kernels)
+        except BackendError as error:
+            unknown = native.lacking(str(error))
+            if kernels is None or unknown is None:
+                raise
+            native.without_kernel(unknown, implementation)
+            kernels = None
+            self._session = open_graph(graph, provider=provider, threads=threads)
         self._ports: tuple[list[Port], list[Port]] = carried_ports(self._session)
         shapes = {one.name: one.shape for one in self._session.get_outputs()}
         self._widths = int(shapes[LOGITS][-1]), int(shapes[HIDDEN_STATES][-1])

@@ -7,7 +7,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lineahead.convert.pipeline import convert_checkpoint
 from lineahead.convert.replace import linearize
-from lineahead.plugins.augmented_attention.schema import PRESETS
+from lineahead.plugins.augmented_attention.methods import PRESETS
 from lineahead.recipes.load import parse_recipe
 
 METHOD = {"preset": "softmax-hedgehog", "window": 8, "conv_taps": 4, "sinks": 2}

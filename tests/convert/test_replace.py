@@ -7,7 +7,7 @@ import torch
 
 from lineahead.convert.replace import check_routing, linearize
 from lineahead.errors import ArchitectureError, InputError
-from lineahead.plugins.augmented_attention.schema import PRESETS
+from lineahead.plugins.augmented_attention.methods import PRESETS
 
 SETTINGS = PRESETS["augmented"]
 

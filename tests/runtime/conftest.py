@@ -147,7 +147,7 @@ def export(folder, model, **linear):
     from lineahead.convert.replace import linearize
     from lineahead.plugins.augmented_attention.huggingface.modeling import layers_of
     from lineahead.plugins.augmented_attention.huggingface.step_model import StepModel
-    from lineahead.plugins.augmented_attention.schema import preset
+    from lineahead.plugins.augmented_attention.methods import preset
 
     linearize(model, preset("softmax-hedgehog", window=16), **linear)
     for name, parameter in model.named_parameters():

@@ -1,21 +1,32 @@
 """phi(x) = [softmax(xW), softmax(-xW)], W learned per head (Zhang et al., 2024, arXiv:2402.04347)."""
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
-from lineahead.plugins.augmented_attention.feature_maps.base import FeatureMap, register
+from lineahead.plugins.augmented_attention.feature_maps.base import FEATURE_MAPS, FeatureMap
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-def _apply(x: Tensor, weight: Tensor | None) -> Tensor:
+def _hedgehog(x: "Tensor", weight: "Tensor | None", scale: float) -> "Tensor":
+    import torch
+
     assert weight is not None
     logits = x @ weight
     return torch.cat([logits.softmax(-1), (-logits).softmax(-1)], -1)
 
 
-def _initial(heads: int, dim: int, columns: int) -> Tensor:
+def _identity_matrices(heads: int, dim: int, columns: int) -> "Tensor":
+    import torch
+
     return torch.eye(dim, columns).repeat(heads, 1, 1)
 
 
-hedgehog = register(
-    FeatureMap(name="hedgehog", apply=_apply, width=lambda dim, columns: 2 * columns, initial=_initial)
+hedgehog = FEATURE_MAPS.register(
+    FeatureMap(
+        name="hedgehog",
+        apply=_hedgehog,
+        width=lambda dim, columns: 2 * columns,
+        initial=_identity_matrices,
+    )
 )

@@ -15,7 +15,7 @@ from lineahead.convert.conformance.run import measure_subject, run_grid, subject
 from lineahead.convert.conformance.table import as_markdown, counts
 from lineahead.errors import ArchitectureError, InputError
 from lineahead.plugins.augmented_attention.huggingface import attention, cache, step_model
-from lineahead.plugins.augmented_attention.schema import PRESETS
+from lineahead.plugins.augmented_attention.methods import PRESETS
 
 QUICK = tuple(form for form in FORMS if form != "onnxruntime")
 

@@ -9,7 +9,7 @@ from lineahead.convert.onnx import graph
 from lineahead.convert.replace import linearize
 from lineahead.plugins.augmented_attention.huggingface.modeling import layers_of
 from lineahead.plugins.augmented_attention.huggingface.step_model import StepModel
-from lineahead.plugins.augmented_attention.schema import preset
+from lineahead.plugins.augmented_attention.methods import preset
 
 
 @pytest.fixture(scope="session")

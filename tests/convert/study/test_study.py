@@ -15,7 +15,7 @@ from lineahead.convert.study.result import FOLDER, Result, load_result, save_res
 from lineahead.convert.study.run import run_study
 from lineahead.convert.study.table import as_csv, as_markdown, tables
 from lineahead.errors import ArchitectureError, InputError
-from lineahead.plugins.augmented_attention.schema import PRESETS
+from lineahead.plugins.augmented_attention.methods import PRESETS
 from lineahead.recipes.load import parse
 from lineahead.recipes.study.schema import NamedMethod, Study
 

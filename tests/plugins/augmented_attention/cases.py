@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from operator_oracle import define
 
+from lineahead.plugins.augmented_attention.methods import PRESETS
+
 HEADS, KV_HEADS, DIM, VALUE_DIM = 4, 2, 6, 5
 SCALE = 0.4
 EXACT = 1e-9
@@ -52,8 +54,22 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "grouped-many-sinks": {"window": 4, "conv_taps": 7, "sinks": 6},
     "window-1": {"pattern": "sliding", "window": 1, "conv_taps": 2},
     "group-1": {"window": 1, "conv_taps": 2},
+    "scaled-hedgehog": {  # only the global term divided, beside a kernel of its own
+        "feature_map": "hedgehog", "normalizer": "denominator", "normalizes": "global", "qk_norm": False,
+        "local_norm": True, "pattern": "sliding", "window": 4, "conv_taps": 3, "sinks": 2,
+    },
+    "softmax-beside-identity": {
+        "local": "softmax", "normalizer": "denominator", "normalizes": "local", "qk_norm": False, "window": 5,
+        "conv_taps": 3,
+    },
+    "rms-of-all": {"normalizer": "rms", "pattern": "sliding", "window": 5, "conv_taps": 3, "sinks": 1},
 }  # fmt: skip
 PRESET_NAMES = ("augmented", "softmax-hedgehog")
+VARIANTS |= {
+    name: settings.as_dict() | {"window": 8, "conv_taps": min(settings.conv_taps, 5)}
+    for name, settings in PRESETS.items()
+    if settings.causal and settings not in (PRESETS["augmented"], PRESETS["softmax-hedgehog"])
+}
 SMALL = tuple(name for name in VARIANTS if name not in PRESET_NAMES)
 
 

@@ -22,6 +22,8 @@ def load(name: str, file: str):
 load("operator_oracle", "oracle.py")
 cases = load("operator_cases", "cases.py")
 load("operator_checks", "checks.py")
+if importlib.util.find_spec("onnx") and importlib.util.find_spec("onnxruntime"):
+    load("native_model", "native_model.py")
 
 
 @pytest.fixture(scope="session")
@@ -37,3 +39,14 @@ def forms():
         feature_maps=feature_maps,
         module=module,
     )
+
+
+@pytest.fixture(scope="session")
+def library():
+    """The compiled native kernel."""
+    from lineahead.plugins.augmented_attention import native
+
+    path = native.library()
+    if path is None:
+        pytest.skip(native.status().reason)
+    return path

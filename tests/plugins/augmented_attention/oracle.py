@@ -12,17 +12,60 @@ def softmax(x):
     return powers / powers.sum(-1, keepdims=True)
 
 
-def phi(name, x, weight):
-    """``x [B, H, N, D]``, ``weight [H, D, M]``."""
-    if name == "identity":
-        return x
-    assert name == "hedgehog"
+def performer(x, weight, scale):
+    x = np.sqrt(scale) * x
+    exponent = np.einsum("bhnd,hdm->bhnm", x, weight) - 0.5 * np.sum(x * x, -1, keepdims=True)
+    return np.exp(np.minimum(np.maximum(exponent, -30), 30)) / np.sqrt(weight.shape[-1])
+
+
+def rfa(x, weight, scale):
+    angle = np.sqrt(scale) * np.einsum("bhnd,hdm->bhnm", x, weight)
+    return np.concatenate([np.sin(angle), np.cos(angle)], -1) / np.sqrt(weight.shape[-1])
+
+
+def hedgehog(x, weight, scale):
     projected = np.einsum("bhnd,hdm->bhnm", x, weight)
     return np.concatenate([softmax(projected), softmax(-projected)], -1)
 
 
+FEATURE_MAPS = {  # x [B, H, N, D], weight [H, D, M], scale
+    "identity": lambda x, weight, scale: x,
+    "hedgehog": hedgehog,
+    "relu": lambda x, weight, scale: np.maximum(x, 0),
+    "elu1": lambda x, weight, scale: np.where(x > 0, x + 1, np.exp(np.minimum(x, 0))),
+    "performer": performer,
+    "rfa": rfa,
+}
+
+
+def shifted_exponential(scores, near):
+    peak = np.where(near, scores, -np.inf).max(-1, keepdims=True)
+    return np.exp(np.where(near, scores - peak, 0))
+
+
+def collision(scores, near):
+    return (1 - np.arccos(np.clip(scores, -1 + 1e-6, 1 - 1e-6)) / np.pi) ** 8
+
+
+LOCAL_KERNELS = {  # scores, and which of them count
+    "relu2": lambda scores, near: np.maximum(scores, 0) ** 2,
+    "softmax": shifted_exponential,
+    "yoso": collision,
+}
+NORMALIZERS = {  # row [..., Dv], its weights' sum [..., 1], eps
+    "none": lambda row, total, eps: row,
+    "denominator": lambda row, total, eps: row / (total + eps),
+    "rms": lambda row, total, eps: row / np.sqrt(np.mean(row * row, -1, keepdims=True) + eps),
+    "l2": lambda row, total, eps: row / np.sqrt(np.sum(row * row, -1, keepdims=True) + eps),
+}
+
+
+def unit(x, eps):
+    return x / np.sqrt(np.sum(x * x, -1, keepdims=True) + eps)
+
+
 def normalise(x, settings):
-    return x / np.sqrt(np.sum(x * x, -1, keepdims=True) + settings.eps) if settings.qk_norm else x
+    return unit(x, settings.eps) if settings.qk_norm else x
 
 
 def is_near(settings, query_position, key_position):
@@ -41,7 +84,7 @@ def define(query, key, value, parameters, settings, scale, depth=None, ancestors
         query, key, value: ``[B, H, N, D]``, ``[B, Hkv, N, D]``, ``[B, Hkv, N, Dv]`` NumPy float64.
         parameters: alpha, local_scale, conv, query_map, key_map as arrays.
         settings: anything with the operator's settings as attributes.
-        scale: multiplier of the local scores.
+        scale: multiplier of the scores.
         depth: ``[B, N]`` positions; row numbers when None.
         ancestors: ``[B, N, N]`` bool, row i marks i and its ancestors.
     """
@@ -57,29 +100,38 @@ def define(query, key, value, parameters, settings, scale, depth=None, ancestors
     key, value = key[:, spread], value[:, spread]
     lag = depth[:, :, None] - depth[:, None, :]
     near = (is_near(settings, depth[:, :, None], depth[:, None, :]) & ancestors)[:, None]
-    remote = ancestors[:, None] & ~near
-    scores = scale * np.einsum("bhid,bhjd->bhij", query, key)
-    weights = np.zeros_like(scores)
-    if settings.local == "relu2":
-        weights += np.where(near, local_scale[:, None, None] * np.maximum(scores, 0) ** 2, 0)
-    if settings.local == "softmax":
-        peak = np.where(near, scores, -np.inf).max(-1, keepdims=True)
-        weights += np.where(near, local_scale[:, None, None] * np.exp(np.where(near, scores - peak, 0)), 0)
+    local, remote = np.zeros(near.shape), np.zeros(near.shape)
+    if settings.local != "none":
+        one, other = (unit(x, settings.eps) if settings.local_norm else x for x in (query, key))
+        scores = np.einsum("bhid,bhjd->bhij", one, other) * (1 if settings.local_norm else scale)
+        local = np.where(near, LOCAL_KERNELS[settings.local](scores, near), 0)
     if settings.feature_map != "none":
-        far = np.einsum(
-            "bhif,bhjf->bhij",
-            phi(settings.feature_map, query, query_map),
-            phi(settings.feature_map, key, key_map),
-        )
-        weights += np.where(remote, alpha[:, None, None] * far, 0)
-    if settings.normalizer == "denominator":
-        weights = weights / (weights.sum(-1, keepdims=True) + settings.eps)
+        phi = FEATURE_MAPS[settings.feature_map]
+        far = np.einsum("bhif,bhjf->bhij", phi(query, query_map, scale), phi(key, key_map, scale))
+        remote = np.where(ancestors[:, None] & ~near, far, 0)
+
+    def row(weights, normalised):
+        output = np.einsum("bhij,bhjd->bhid", weights, value)
+        if not normalised:
+            return output
+        total = weights.sum(-1, keepdims=True)
+        if settings.feature_map == "rfa" and (settings.normalizes == "global" or settings.local == "none"):
+            total = np.maximum(total, np.exp(-2))
+        return NORMALIZERS[settings.normalizer](output, total, settings.eps)
+
+    alpha, local_scale = alpha[:, None, None], local_scale[:, None, None]
+    if settings.normalizes == "all":
+        output = row(local_scale * local + alpha * remote, True)
+    else:
+        output = local_scale * row(local, settings.normalizes == "local")
+        output = output + alpha * row(remote, settings.normalizes == "global")
+    weights = np.zeros(near.shape)
     for t in range(settings.conv_taps):
         weights = weights + np.where((lag == t) & ancestors, 1, 0)[:, None] * conv[:, t][:, None, None]
-    return np.einsum("bhij,bhjd->bhid", weights, value)
+    return output + row(weights, False)
 
 
-def define_state(key, value, key_map, settings, length):
+def define_state(key, value, key_map, settings, length, scale):
     """(state, norm) after `length` tokens of one text: key ``[Hkv, N, D]``."""
     first = {
         "grouped": length - length % settings.window,
@@ -87,5 +139,5 @@ def define_state(key, value, key_map, settings, length):
         "none": length,
     }[settings.pattern]
     kept = slice(settings.sinks, max(first, settings.sinks))
-    features = phi(settings.feature_map, key[None, :, kept], key_map)[0]
+    features = FEATURE_MAPS[settings.feature_map](key[None, :, kept], key_map, scale)[0]
     return np.einsum("hnf,hnd->hfd", features, value[:, kept]), features.sum(1)

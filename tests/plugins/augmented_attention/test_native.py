@@ -7,7 +7,9 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from operator_cases import VARIANTS, random_tree
+from native_model import make_model, make_session, unknown
+from operator_cases import VARIANTS as ALL_VARIANTS
+from operator_cases import random_tree
 
 from lineahead.plugins.augmented_attention import feature_maps, native, schema, step
 
@@ -15,15 +17,7 @@ onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
 
 TOLERANCE = 1e-5
-FLOAT_PORTS = (*schema.DATA, *schema.STATE, *schema.PENDING, *schema.PARAMETERS)
-
-
-@pytest.fixture(scope="session")
-def library():
-    path = native.library()
-    if path is None:
-        pytest.skip(native.status().reason)
-    return path
+VARIANTS = [name for name, v in ALL_VARIANTS.items() if not unknown(schema.AttentionSettings(**v))]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,31 +27,6 @@ class Sizes:
     head_dim: int = 6
     value_dim: int = 5
     batch: int = 1
-
-
-def make_model(settings, scale):
-    """One AugmentedAttention node whose every port is a graph input or output."""
-    kinds = dict.fromkeys(FLOAT_PORTS, onnx.TensorProto.FLOAT) | {"ancestors": onnx.TensorProto.BOOL}
-    given = [
-        onnx.helper.make_tensor_value_info(name, kinds.get(name, onnx.TensorProto.INT64), None)
-        for name in schema.INPUTS
-    ]
-    names = [f"{name}_out" for name in schema.OUTPUTS]
-    results = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names]
-    attributes = {k: int(v) if isinstance(v, bool) else v for k, v in settings.as_dict().items()}
-    node = onnx.helper.make_node(
-        schema.OP_TYPE, schema.INPUTS, names, domain=schema.DOMAIN, scale=scale, **attributes
-    )
-    graph = onnx.helper.make_graph([node], "one", given, results)
-    opsets = [onnx.helper.make_opsetid("", 21), onnx.helper.make_opsetid(schema.DOMAIN, schema.OP_VERSION)]
-    return onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
-
-
-def make_session(library, settings, scale=0.4, threads=1):
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.register_custom_ops_library(str(library))
-    return ort.InferenceSession(make_model(settings, scale), options, providers=["CPUExecutionProvider"])
 
 
 class Twin:
@@ -189,13 +158,13 @@ def close(got, want, what):
 
 
 def settings_of(name, **changes):
-    return schema.AttentionSettings(**{**VARIANTS[name], **changes})
+    return schema.AttentionSettings(**{**ALL_VARIANTS[name], **changes})
 
 
 ALL = [
     (local, pattern, phi, normalizer, qk_norm, taps, sinks)
     for (local, pattern), phi, normalizer, qk_norm, taps, sinks in product(
-        [("none", "none"), *product(("relu2", "softmax"), ("grouped", "sliding"))],
+        [("none", "none"), ("none", "grouped"), *product(("relu2", "softmax"), ("grouped", "sliding"))],
         ("none", "identity", "hedgehog"),
         ("none", "denominator"),
         (False, True),
@@ -357,8 +326,3 @@ def test_ports_are_those_of_the_schema(library):
     source = (native.SOURCES / native.MAIN).read_text()
     table = source.split("kInputNames[kInputs] = {")[1].split("};")[0]
     assert tuple(table.replace('"', "").replace(",", " ").split()) == schema.INPUTS
-
-
-def test_every_feature_map_has_a_kernel():
-    source = (native.SOURCES / "feature_map.h").read_text()
-    assert all(f'{{"{name}",' in source for name in feature_maps.FEATURE_MAPS)

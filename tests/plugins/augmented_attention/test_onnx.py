@@ -10,12 +10,12 @@ import torch
 
 from lineahead.plugins.augmented_attention import onnx as form
 from lineahead.plugins.augmented_attention.custom_op import SETTINGS, attributes, augmented_attention
+from lineahead.plugins.augmented_attention.methods import PRESETS
 from lineahead.plugins.augmented_attention.schema import (
     DOMAIN,
     INPUTS,
     OP_TYPE,
     OUTPUTS,
-    PRESETS,
     AttentionSettings,
     LayerShape,
 )
@@ -24,7 +24,11 @@ from lineahead.plugins.augmented_attention.step import step
 OPSET = 23
 SHAPE = LayerShape(heads=4, kv_heads=2, head_dim=8, value_dim=6)
 SETTINGS_CASES = {
-    **{name: {"window": 8, "conv_taps": 6} for name in PRESETS},
+    **{
+        name: {"window": 8, "conv_taps": min(settings.conv_taps, 6)}
+        for name, settings in PRESETS.items()
+        if settings.causal
+    },
     "linear": {"local": "none", "pattern": "none", "conv_taps": 0},
     "window only": {"feature_map": "none", "window": 8, "conv_taps": 0},
 }

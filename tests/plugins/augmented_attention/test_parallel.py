@@ -7,23 +7,6 @@ import pytest
 import torch
 
 
-@pytest.mark.parametrize("name", cases.VARIANTS)
-def test_gradients_are_those_of_finite_differences(name, forms):
-    """`gradients` compares two autograd graphs; this one knows nothing of either."""
-    settings = replace(forms.settings(name), window=min(forms.settings(name).window, 3))
-    settings = replace(settings, conv_taps=min(settings.conv_taps, 3), sinks=min(settings.sinks, 1))
-    case = cases.Case(forms, settings, tokens=7, batch=1)
-    operands = [case.query[..., :3], case.key[..., :3], case.value[..., :2]]
-    alpha, local_scale, conv, query_map, key_map = case.parameters
-    operands += [alpha, local_scale, conv, query_map[:, :3], key_map[:, :3]]
-    leaves = [x.clone().requires_grad_() for x in operands]
-
-    def function(*x):
-        return forms.parallel.parallel(*x, settings=settings, scale=cases.SCALE)
-
-    assert torch.autograd.gradcheck(function, leaves, fast_mode=True)
-
-
 @pytest.mark.parametrize("name", cases.PRESET_NAMES)
 def test_causal_after_optimiser_steps(name, forms):
     """Training moves every parameter and leaves no way for a token to see the next one."""

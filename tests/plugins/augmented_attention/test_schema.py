@@ -11,6 +11,7 @@ import pytest
 
 from lineahead.errors import SettingsError
 from lineahead.plugins.augmented_attention import parallel, reference, schema, step
+from lineahead.plugins.augmented_attention.methods import preset
 from lineahead.plugins.augmented_attention.schema import AttentionSettings, LayerShape
 
 
@@ -27,15 +28,17 @@ def test_every_form_takes_the_ports_by_name_and_in_order():
 
 
 def test_the_presets_are_what_the_papers_say():
-    assert schema.preset("augmented").as_dict() == {
+    assert preset("augmented").as_dict() == {
         "local": "relu2", "pattern": "grouped", "window": 64, "feature_map": "identity", "feature_dim": 0,
-        "normalizer": "none", "qk_norm": True, "conv_taps": 32, "eps": 1e-6, "sinks": 0,
+        "normalizer": "none", "normalizes": "all", "qk_norm": True, "local_norm": False, "conv_taps": 32,
+        "eps": 1e-6, "sinks": 0, "causal": True,
     }  # fmt: skip
-    assert schema.preset("softmax-hedgehog").as_dict() == {
+    assert preset("softmax-hedgehog").as_dict() == {
         "local": "softmax", "pattern": "sliding", "window": 64, "feature_map": "hedgehog", "feature_dim": 0,
-        "normalizer": "denominator", "qk_norm": False, "conv_taps": 32, "eps": 1e-6, "sinks": 4,
+        "normalizer": "denominator", "normalizes": "all", "qk_norm": False, "local_norm": False,
+        "conv_taps": 32, "eps": 1e-6, "sinks": 4, "causal": True,
     }  # fmt: skip
-    assert schema.preset("augmented", window=16).window == 16
+    assert preset("augmented", window=16).window == 16
 
 
 @pytest.mark.parametrize("name", cases.VARIANTS)
@@ -47,7 +50,7 @@ def test_settings_survive_json(name):
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"local": "none"}, "pattern"),
+        ({"local": "none", "pattern": "sliding"}, "pattern"),
         ({"pattern": "none"}, "local"),
         ({"window": 0}, "window=0"),
         ({"conv_taps": -1}, "conv_taps=-1"),
@@ -56,6 +59,15 @@ def test_settings_survive_json(name):
         ({"local": "none", "pattern": "none", "sinks": 1}, "sinks"),
         ({"local": "none", "pattern": "none", "feature_map": "none"}, "feature map"),
         ({"local": "softmax"}, "denominator"),
+        ({"local": "softmax", "normalizer": "l2"}, "denominator"),
+        ({"local": "softmax", "normalizer": "denominator", "normalizes": "global"}, "denominator"),
+        ({"normalizes": "global"}, "normalizes"),
+        ({"normalizer": "l2", "normalizes": "local", "feature_map": "none"}, "normalizes"),
+        ({"local_norm": True}, "local_norm"),
+        ({"local": "none", "local_norm": True}, "local_norm"),
+        ({"local": "yoso", "qk_norm": False}, "cosines"),
+        ({"feature_map": "linformer"}, "linformer"),
+        ({"feature_map": "no-such"}, "no-such"),
     ],
 )
 def test_impossible_settings_are_refused_by_name(changes, named):
@@ -69,10 +81,12 @@ def test_unknown_names_are_refused():
     with pytest.raises(SettingsError, match="'wndow'"):
         AttentionSettings.from_dict({"wndow": 64})
     with pytest.raises(SettingsError, match="'nothing'"):
-        schema.preset("nothing")
+        preset("nothing")
 
 
-@pytest.mark.parametrize("values", [{"local": "cosine"}, {"pattern": "ring"}, {"normalizer": "rms2"}])
+@pytest.mark.parametrize(
+    "values", [{"local": "cosine"}, {"pattern": "ring"}, {"normalizer": "rms2"}, {"normalizes": "v"}]
+)
 def test_a_value_outside_its_list_is_refused(values):
     """Settings come from JSON files: a misspelt value must not pass for another one."""
     with pytest.raises(SettingsError, match=next(iter(values))):
@@ -93,7 +107,8 @@ def test_state_shapes(name):
     assert shapes["window_key"] == (3, 2, reach + settings.sinks, 6)
     assert shapes["window_value"] == (3, 2, reach + settings.sinks, 5)
     assert shapes.get("state") == ((3, 2, 12, 5) if settings.feature_map != "none" else None)
-    has_norm = settings.feature_map != "none" and settings.normalizer == "denominator"
+    divided = settings.normalizer == "denominator" and settings.normalizes != "local"
+    has_norm = settings.feature_map != "none" and divided
     assert shapes.get("norm") == ((3, 2, 12) if has_norm else None)
 
 

@@ -139,7 +139,7 @@ def drift(forms, name, dtype, sizes):
     state, norm = decoder.state[:2]
     key_map = case.parameters[4].double().numpy()
     key, value = torch.cat(keys, 2)[0].double().numpy(), case.value[0].double().numpy()
-    want, total = checks.define_state(key, value[:, : sum(sizes)], key_map, settings_, sum(sizes))
+    want, total = checks.define_state(key, value[:, : sum(sizes)], key_map, settings_, sum(sizes), case.scale)
     assert state.dtype == torch.float32
     assert cases.relative(state[0], torch.from_numpy(want)) < 1e-5
     if settings_.has_norm:

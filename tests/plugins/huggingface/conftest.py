@@ -6,7 +6,7 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 from lineahead.convert.replace import linearize
-from lineahead.plugins.augmented_attention.schema import PRESETS
+from lineahead.plugins.augmented_attention.methods import PRESETS
 
 VOCABULARY = 97
 COMMON = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None}
@@ -42,9 +42,9 @@ FAMILIES = {
 }
 
 
-@pytest.fixture(params=list(PRESETS))
+@pytest.fixture(params=["augmented", "softmax-hedgehog", "augmented-performer", "yoso"])
 def settings(request):
-    """The settings of each preset."""
+    """The settings of presets that differ in their parts: learned maps, random maps, no parameters at all."""
     return PRESETS[request.param]
 
 

@@ -56,15 +56,17 @@ def test_without_trust_it_is_an_error(settings, linear_model, tmp_path, monkeypa
 def test_operators_stay_float32_in_16_bits(settings, linear_model, tmp_path):
     linear_model(settings).save_pretrained(tmp_path)
     loaded = LineaheadForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
-    dtypes = {".lineahead." in name: weight.dtype for name, weight in loaded.named_parameters()}
-    assert dtypes == {True: torch.float32, False: torch.bfloat16}
+    for name, tensor in loaded.state_dict().items():
+        assert tensor.dtype == (torch.float32 if ".lineahead." in name else torch.bfloat16), name
 
 
 @pytest.mark.parametrize("change", ["missing", "shape"])
 def test_a_lost_operator_weight_is_an_error(settings, linear_model, tmp_path, change):
     linear_model(settings).save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
-    name = "model.layers.1.self_attn.lineahead.conv"
+    name = next((name for name in sorted(weights) if ".lineahead." in name), None)
+    if name is None:
+        pytest.skip("this operator has no weights")
     weights.pop(name)
     if change == "shape":
         weights[name] = torch.zeros(3)

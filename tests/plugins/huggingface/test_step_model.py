@@ -8,7 +8,7 @@ from lineahead.errors import ArchitectureError
 from lineahead.plugins import step_graph
 from lineahead.plugins.augmented_attention.huggingface.modeling import layers_of
 from lineahead.plugins.augmented_attention.huggingface.step_model import StepModel
-from lineahead.plugins.augmented_attention.schema import preset
+from lineahead.plugins.augmented_attention.methods import preset
 
 
 @pytest.fixture

@@ -7,12 +7,12 @@ import torch
 
 from lineahead.plugins.augmented_attention import feature_maps
 from lineahead.plugins.augmented_attention.masks import held_positions
+from lineahead.plugins.augmented_attention.methods import preset
 from lineahead.plugins.augmented_attention.schema import (
     INPUTS,
     OUTPUTS,
     AttentionSettings,
     LayerShape,
-    preset,
     state_shapes,
 )
 from lineahead.plugins.augmented_attention.step import step, unit
