@@ -5,7 +5,7 @@ import functools
 import logging
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,6 +26,7 @@ from lineahead.plugins.augmented_attention.huggingface.modeling import layers_of
 from lineahead.plugins.augmented_attention.huggingface.step_model import StepModel
 
 logger = logging.getLogger(__name__)
+GIVEN_POSITIONS = ("left padding", "decode", "batch")
 LOOPED = 40  # tokens of the longest text that the per-token reference is run on
 OWN_CODE: tuple[Form, ...] = ("training", "generate")
 Observe = Callable[[], list[Seen]]
@@ -57,7 +58,9 @@ class Subject:
 def refused(subject: Subject, reason: str) -> list[Cell]:
     """Every cell of a method that cannot serve a family, with the reason."""
     return [
-        subject.cell(form, scenario, status="refused", reason=reason)
+        subject.cell(form, scenario, status="absent", reason=ABSENT[form, scenario])
+        if (form, scenario) in ABSENT
+        else subject.cell(form, scenario, status="refused", reason=reason)
         for form in subject.forms
         for scenario in SCENARIOS
     ]
@@ -91,8 +94,8 @@ def measure(
                 own if own is not None and form in OWN_CODE else model, form, graph, prefix
             )
         except LineaheadError as error:
-            for scenario in SCENARIOS:
-                found[form, scenario] = subject.cell(form, scenario, status="refused", reason=str(error))
+            one = replace(subject, forms=(form,))
+            found |= {(form, cell.scenario): cell for cell in refused(one, str(error))}
             continue
         except Exception as error:  # any of 200 models, traced
             logger.info("%s %s %s", subject.family, subject.preset, form, exc_info=True)
@@ -117,6 +120,7 @@ def _run(subject: Subject, form: Form, scenario: str, observer: Observe | None) 
             "GQA": "as many key heads as query heads",
             "encoder": "a decoder",
             "cross attention": "no encoder",
+            **dict.fromkeys(GIVEN_POSITIONS, "the model does not take the positions that generate() gives"),
         }
         return subject.cell(form, scenario, status="absent", reason=reasons[scenario])
     try:
@@ -190,6 +194,8 @@ def _observers(model: PreTrainedModel, form: Form, graph: Path | None, prefix: T
             for name, case in observe.step_cases(vocabulary, prefix).items()
         }
         again = "batch"
+    for scenario in GIVEN_POSITIONS if not observe.takes_positions(model) else ():
+        found.pop(scenario, None)
     if any(layer.shape.heads != layer.shape.kv_heads for layer in layers):
         found["GQA"] = found[again]
     return found

@@ -1,6 +1,5 @@
 """What a form says about texts: the logits after each of their tokens, however they were fed."""
 
-import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -13,6 +12,8 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from lineahead.convert.conformance.oracle import Text
 from lineahead.convert.onnx.rollout import Array, Backend, Case, Turn, random_tree, run
+from lineahead.errors import ArchitectureError
+from lineahead.plugins.augmented_attention.huggingface.positions import require_given_positions
 from lineahead.plugins.augmented_attention.schema import AttentionSettings
 
 WINDOW, TAPS, SINKS = 4, 3, 2
@@ -52,12 +53,21 @@ def _along(text: Text, logits: Tensor) -> Iterator[Seen]:
         yield Seen(text=text[: first + i + 1], logits=row.double().numpy())
 
 
+def takes_positions(model: PreTrainedModel) -> bool:
+    """Whether the model takes positions counted from 0, which ``generate()`` gives to padded rows."""
+    try:
+        require_given_positions(model)
+    except ArchitectureError:
+        return False
+    return True
+
+
 @torch.no_grad()
 def whole(model: PreTrainedModel, texts: Sequence[Text], *, left: bool = False) -> list[Seen]:
     """The training form: texts side by side, padded where they are shorter."""
     ids, mask = _padded(texts, left=left)
     inputs = {"input_ids": ids, "attention_mask": mask}
-    if "position_ids" in inspect.signature(model.forward).parameters:
+    if left and takes_positions(model):
         inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)  # as generate() numbers padded rows
     logits = model(**inputs, use_cache=False).logits
     return [one for row, text in enumerate(texts) for one in _along(text, logits[row][mask[row].bool()])]

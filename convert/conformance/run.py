@@ -82,7 +82,10 @@ def measure_subject(subject: Subject) -> list[Cell]:
 
 
 def _all(subject: Subject, status: str, reason: str) -> list[Cell]:
-    return [replace(cell, status=status) for cell in refused(subject, reason)]  # type: ignore[arg-type]
+    return [
+        replace(cell, status=status) if cell.status == "refused" else cell  # type: ignore[arg-type]
+        for cell in refused(subject, reason)
+    ]
 
 
 def run_grid(grid: Sequence[Subject], *, workers: int = 1) -> Iterator[list[Cell]]:

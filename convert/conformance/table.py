@@ -51,7 +51,10 @@ def _forms(cells: Sequence[Cell]) -> list[str]:
     lines = ["## Forms by scenarios", "", _line("", *(FORMS[form] for form in forms))]
     lines += [_line(*["---"] * (len(forms) + 1))]
     for scenario, meaning in SCENARIOS.items():
-        mine = {form: [c for c in cells if (c.form, c.scenario) == (form, scenario)] for form in forms}
+        mine = {
+            form: [c for c in cells if (c.form, c.scenario) == (form, scenario) and c.status != "absent"]
+            for form in forms
+        }
         lines += [_line(f"{scenario}: {meaning}", *(_entry(mine[form]) for form in forms))]
     shown = sorted(
         {f"{form}, {scenario}: {why}" for (form, scenario), why in ABSENT.items() if form in forms}

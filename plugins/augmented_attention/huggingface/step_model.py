@@ -14,6 +14,7 @@ from lineahead.errors import ArchitectureError
 from lineahead.plugins.augmented_attention.custom_op import attributes, augmented_attention
 from lineahead.plugins.augmented_attention.huggingface.layers import ATTRIBUTE, LinearLayer
 from lineahead.plugins.augmented_attention.huggingface.modeling import is_hybrid
+from lineahead.plugins.augmented_attention.huggingface.positions import require_given_positions
 from lineahead.plugins.augmented_attention.huggingface.softmax_layers import SoftmaxLayer, softmax_layers
 from lineahead.plugins.augmented_attention.masks import tree_depth
 from lineahead.plugins.augmented_attention.module import AugmentedAttention
@@ -125,7 +126,8 @@ class StepModel(nn.Module):
         """Bind `model` and its converted `layers`.
 
         Raises:
-            ArchitectureError: when a softmax layer's mask is its own, or there are no output embeddings.
+            ArchitectureError: when a softmax layer's mask is its own, the model counts positions its own way,
+                or there are no output embeddings.
         """
         super().__init__()
         kept: list[SoftmaxLayer] = []
@@ -143,6 +145,7 @@ class StepModel(nn.Module):
                 f"{type(model).__name__} has no output embeddings", hint="Load it as a causal language model."
             )
         self.model = model.eval().requires_grad_(False)
+        require_given_positions(model)
         for layer in self.layers:
             for name, operand in zip(PARAMETERS, self._learned(layer), strict=True):
                 self.register_buffer(f"operand_{layer.index}_{name}", operand.detach(), persistent=False)
