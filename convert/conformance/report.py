@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lineahead.convert.conformance.cells import Cell, Form
+from lineahead.convert.conformance.cells import FORMS, Cell, Form
 from lineahead.convert.conformance.run import load_cells, run_grid, save_cells, subjects, versions
 from lineahead.convert.conformance.table import as_markdown, counts
 from lineahead.convert.training.progress import Progress, Silent
@@ -126,4 +126,7 @@ def _command(cells: Sequence[Cell]) -> str:
         have = list(dict.fromkeys(getattr(cell, name) for cell in cells))
         if set(have) != {getattr(one, name) for one in every}:
             parts += [part for one in have for part in (option, one)]
+    forms = list(dict.fromkeys(cell.form for cell in cells))
+    if len(forms) < len(FORMS):
+        parts += [part for one in forms for part in ("--form", one)]
     return shlex.join(parts)
