@@ -18,7 +18,6 @@ from lineahead.plugins.augmented_attention.masks import (
     attended_rows,
     held_positions,
     is_local,
-    ring_positions,
     tree_depth,
 )
 from lineahead.plugins.augmented_attention.schema import AttentionSettings, folded, require_causal
@@ -75,19 +74,18 @@ def commit(
     rows, total = settings.window_rows, length + accept_count
     keys = torch.cat([window_key, pick(pending_key, accept_index)], 2)
     values = torch.cat([window_value, pick(pending_value, accept_index)], 2)
-    path = torch.arange(accept_index.shape[1], device=length.device)
     if settings.has_state:
-        held = ring_positions(length, settings.ring_rows)
-        sink = torch.full_like(held[:, :1], -1).expand(-1, settings.sinks)  # sink rows never fold
         first, last = folded(settings, length)[:, None], folded(settings, total)[:, None]
-        position = torch.cat([held, sink, length[:, None] + path], 1)
-        due = torch.cat([(held >= first), sink >= 0, path < accept_count[:, None]], 1)
-        fold = (due & (position < last) & (position >= settings.sinks))[:, None, :, None]
+        most = accept_index.shape[1] + (settings.window - 1 if settings.pattern == "grouped" else 0)
+        position = first + torch.arange(most, device=length.device)
+        waiting = (rows + position - length[:, None]).clamp(max=keys.shape[2] - 1)
+        row = torch.where(position < length[:, None], position % settings.ring_rows, waiting)
+        fold = ((position < last) & (position >= settings.sinks))[:, None, :, None]
         zero = torch.zeros((), dtype=state.dtype, device=state.device)
         phi = feature_maps.get(settings.feature_map).apply
-        features = phi(keys.to(state.dtype), key_map.to(state.dtype), scale)
+        features = phi(pick(keys, row).to(state.dtype), key_map.to(state.dtype), scale)
         features = torch.where(fold, features, zero)
-        state = state + features.transpose(2, 3) @ torch.where(fold, values.to(state.dtype), zero)
+        state = state + features.transpose(2, 3) @ torch.where(fold, pick(values, row).to(state.dtype), zero)
         if settings.has_norm:
             norm = norm + features.sum(2)
     arrived = held_positions(settings, total) - length[:, None]
