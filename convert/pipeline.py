@@ -3,7 +3,7 @@
 import logging
 import math
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -21,7 +21,6 @@ from lineahead.plugins.augmented_attention.huggingface.layers import LinearLayer
 from lineahead.plugins.augmented_attention.huggingface.modeling import is_hybrid
 from lineahead.plugins.augmented_attention.huggingface.softmax_layers import (
     SoftmaxLayer,
-    local_layers,
     softmax_layers,
 )
 from lineahead.plugins.augmented_attention.methods import preset
@@ -84,7 +83,7 @@ def convert_checkpoint(
     wanted = None if recipe.layers == "all" else recipe.layers
     if trained is not None:
         wanted = tuple(layer.index for layer in trained.layers)
-    kept = () if trained is not None else kept_layers(loaded.model, recipe)
+    kept = () if trained is not None else kept_layers(recipe)
     layers = linearize(loaded.model, settings, layers=wanted, keep=kept)
     manifest = _manifest(loaded.model, layers, settings, loaded.provenance, recipe)
     if trained is not None:
@@ -120,16 +119,11 @@ def method_settings(method: Method) -> AttentionSettings:
     return preset(method.preset, **method.changes(), causal=True)
 
 
-def kept_layers(model: PreTrainedModel, recipe: Recipe) -> tuple[int, ...]:
-    """Indices of the layers that a recipe leaves as they are, although `layers` may name them."""
-    if recipe.keep_softmax == "none":
-        return ()
-    if recipe.keep_softmax != "local":
+def kept_layers(recipe: Recipe) -> tuple[int, ...] | Literal["local"]:
+    """Which layers a recipe leaves as they are; naming the layers to convert says it already."""
+    if isinstance(recipe.keep_softmax, tuple):
         return recipe.keep_softmax
-    kept = local_layers(model) if recipe.layers == "all" else ()
-    if kept:
-        logger.info("layers %s keep their own window", list(kept))
-    return kept
+    return "local" if recipe.keep_softmax == "local" and recipe.layers == "all" else ()
 
 
 def load_teacher(manifest: Manifest, reference: str | Path | None = None) -> PreTrainedModel:

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 from lineahead.errors import ArchitectureError, InputError
 from lineahead.plugins.augmented_attention.huggingface.discover import HINT, discover
 from lineahead.plugins.augmented_attention.huggingface.layers import ATTRIBUTE, LinearLayer
-from lineahead.plugins.augmented_attention.huggingface.modeling import become_linear
+from lineahead.plugins.augmented_attention.huggingface.modeling import become_linear, route_attention
+from lineahead.plugins.augmented_attention.huggingface.softmax_layers import local_layers
 from lineahead.plugins.augmented_attention.schema import AttentionSettings
 
 logger = logging.getLogger(__name__)
@@ -23,7 +24,7 @@ def linearize(
     settings: AttentionSettings,
     *,
     layers: Sequence[int] | None = None,
-    keep: Sequence[int] = (),
+    keep: Sequence[int] | Literal["local"] = (),
 ) -> list[LinearLayer]:
     """Give attention layers freshly initialised operators, and route their attention to them.
 
@@ -34,7 +35,8 @@ def linearize(
         model: a loaded causal language model; changed in place.
         settings: the operator's settings, the same for all layers.
         layers: layer indices to convert; all when None. The others keep softmax attention and their KV cache.
-        keep: of those, indices that are not converted after all.
+        keep: of those, indices that are not converted after all; ``local``: the layers with a window of their
+            own in a model that also has layers without.
 
     Returns:
         The converted layers, by layer index.
@@ -48,7 +50,9 @@ def linearize(
     settings = replace(settings, causal=True)
     if any(ATTRIBUTE in module._modules for module in model.modules()):
         raise InputError(f"{type(model).__name__} is linear already", hint="Load the original checkpoint.")
+    route_attention(model)
     found = discover(model)
+    keep = local_layers(model) if keep == "local" else keep
     wanted = {layer.index for layer in found} if layers is None else set(layers)
     missing = sorted({*wanted, *keep} - {layer.index for layer in found})
     if missing:

@@ -80,6 +80,7 @@ SIZES: dict[str, Any] = {
     "num_kv_shared_layers": 0,
     "num_encoder_layers": 2,
     "num_decoder_layers": 2,
+    "attention_types": [[["global", "local"], 1]],
     "default_language": "en_XX",
     "image_size": 28,
     "patch_size": 14,

@@ -203,6 +203,9 @@ class Implementation:
                 f"{type(module).__name__} is not converted, but was given a padding mask only",
                 hint="Convert all attention layers of this model, or run it without padding.",
             )
+        own = getattr(module, "eager_attention", None)
+        if self.softmax == "eager" and own is not None:
+            return cast(Attended, own(query, key, value, mask))
         if self.softmax == "eager":
             attend = sys.modules[type(module).__module__].eager_attention_forward
         else:

@@ -13,10 +13,13 @@ from transformers.cache_utils import DynamicCache, LinearAttentionCacheLayerMixi
 from transformers.masking_utils import flash_attention_mask
 
 from lineahead.errors import ArchitectureError
+from lineahead.plugins.augmented_attention.huggingface.adapters import is_adapted
 from lineahead.plugins.augmented_attention.schema import LayerShape
 
 PROBE = "lineahead_probe"
 HINT = "See `lineahead architectures` for what is supported; --layers can leave some layers as they are."
+_DECAY = ", and its ALiBi weights decay with distance, which the operator's state cannot do"
+ALIBI = {"bloom": _DECAY, "mpt": _DECAY}
 _TOKENS = 3
 
 
@@ -37,7 +40,10 @@ class FoundLayer:
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """One call of the attention function: by whom, shapes, mask, and whether scores have no cap or sinks."""
+    """One call of the attention function: by whom, shapes, mask.
+
+    `plain`: whether scores have no cap or sinks; `window`: what the module applies itself, 0 for none.
+    """
 
     module: nn.Module
     query: tuple[int, ...]
@@ -47,6 +53,7 @@ class Call:
     position_bias: bool
     mask: Tensor | None
     plain: bool
+    window: int
 
 
 def discover(model: PreTrainedModel) -> list[FoundLayer]:
@@ -72,7 +79,9 @@ def found_layers(model: PreTrainedModel, calls: list[Call]) -> list[FoundLayer]:
     kind = type(model).__name__
     if not calls:
         raise ArchitectureError(
-            f"{kind} never calls transformers' attention table: its attention cannot be replaced", hint=HINT
+            f"{kind} never calls transformers' attention table{ALIBI.get(model.config.model_type, '')}: "
+            "its attention cannot be replaced",
+            hint=HINT,
         )
     names = {id(module): name for name, module in model.named_modules()}
     counts = Counter(id(call.module) for call in calls)
@@ -128,6 +137,7 @@ def probe(model: PreTrainedModel, mask: Callable[..., Tensor | None]) -> list[Ca
                 causal=getattr(module, "is_causal", True) if causal is None else bool(causal),
                 position_bias=kwargs.get("position_bias") is not None,
                 mask=attention_mask,
+                window=int(kwargs.get("local_window", 0)),
                 plain=kwargs.get("softcap") is None and kwargs.get("s_aux") is None,
             )
         )
@@ -149,7 +159,10 @@ def probe(model: PreTrainedModel, mask: Callable[..., Tensor | None]) -> list[Ca
 def _implementation(model: PreTrainedModel, name: str) -> Iterator[None]:
     """Run with another attention implementation, in evaluation mode, and put everything back."""
     before, training = _implementations(model), model.training
-    model.set_attn_implementation(name)
+    if is_adapted(model):  # transformers reads the source of their classes, and would refuse
+        model.config._attn_implementation_internal = name
+    else:
+        model.set_attn_implementation(name)
     model.eval()
     try:
         yield

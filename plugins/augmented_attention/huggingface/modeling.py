@@ -15,6 +15,7 @@ from transformers.cache_utils import Cache
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from lineahead.errors import ArchitectureError, ArtifactError, CheckpointError, InputError
+from lineahead.plugins.augmented_attention.huggingface.adapters import adapt
 from lineahead.plugins.augmented_attention.huggingface.attention import (
     Implementation,
     Softmax,
@@ -57,6 +58,7 @@ class _LinearModel:
 
     def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
+        route_attention(cast(PreTrainedModel, self))
         attach(cast(PreTrainedModel, self), layers_of(config))
         _route(cast(PreTrainedModel, self))
 
@@ -134,6 +136,11 @@ def layers_of(config: Any) -> list[LinearLayer]:
             hint="Update lineahead.",
         )
     return [LinearLayer.from_dict(layer) for layer in saved["layers"]]
+
+
+def route_attention(model: PreTrainedModel) -> None:
+    """Make the attention of families with an adapter ask transformers' table; their results stay the same."""
+    adapt(model, _subclass)
 
 
 def is_hybrid(config: Any) -> bool:

@@ -1,5 +1,6 @@
 """The attention layers that stay softmax: which keys they see, asked of the model's own masks."""
 
+import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
@@ -9,9 +10,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lineahead.errors import ArchitectureError
-from lineahead.plugins.augmented_attention.huggingface.discover import HINT, found_layers, probe
+from lineahead.plugins.augmented_attention.huggingface.discover import found_layers, probe
 from lineahead.plugins.augmented_attention.schema import AttentionSettings, LayerShape
 from lineahead.plugins.softmax_attention.schema import CacheSettings, Pattern
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,13 +90,18 @@ def softmax_layers(model: PreTrainedModel, converted: Collection[int]) -> list[S
 
 def local_layers(model: PreTrainedModel) -> tuple[int, ...]:
     """Indices of the layers with a window of their own, if the model also has layers without; else none."""
-    windows = {layer.index: bool(view and view.window) for layer, view, _ in _views(model)}
+    try:
+        views = _views(model)
+    except ArchitectureError as error:  # it may still convert as a whole
+        logger.info("what the layers see is not known: %s", error)
+        return ()
+    windows = {layer.index: bool(view and view.window) for layer, view, _ in views}
     return tuple(index for index, local in windows.items() if local) if not all(windows.values()) else ()
 
 
 def _views(model: PreTrainedModel) -> list[tuple[Any, _View | None, bool]]:
     """Every attention layer, what it sees (None when that is not known), and whether its scores are plain."""
-    marks: list[tuple[Tensor, _View]] = []
+    marks: list[tuple[Tensor, _View | None]] = []
 
     def mark(
         *, batch_size: int, q_length: int, kv_length: int, mask_function: Callable[..., Any], **kwargs: Any
@@ -110,15 +118,16 @@ def _views(model: PreTrainedModel) -> list[tuple[Any, _View | None, bool]]:
     result = []
     for layer, call in zip(layers, calls, strict=True):
         view = None if call.mask is None else seen.get(call.mask.untyped_storage().data_ptr())
+        if call.window:
+            view = _View(pattern="sliding", window=call.window)
         result.append((layer, view, call.plain))
     return sorted(result, key=lambda one: one[0].index)
 
 
-def _view(seen: Callable[..., Any], size: int | None, device: Any) -> _View:
-    """What a mask function of local size `size` shows, asked at the edges of the first window.
+def _view(seen: Callable[..., Any], size: int | None, device: Any) -> _View | None:
+    """What a mask function of local size `size` shows, asked at the edges of its first window.
 
-    Raises:
-        ArchitectureError: when it is neither a sliding window nor groups.
+    None when it is neither a sliding window nor groups.
     """
     if not size:
         return _View(pattern="whole", window=0)
@@ -130,4 +139,4 @@ def _view(seen: Callable[..., Any], size: int | None, device: Any) -> _View:
         return _View(pattern="sliding", window=size)
     if edges == (True, False, False):
         return _View(pattern="grouped", window=size)
-    raise ArchitectureError(f"a mask of local size {size} is neither a window nor groups", hint=HINT)
+    return None

@@ -1,0 +1,1 @@
+"""FLASH: gated attention units with mixed-chunk attention, trained from scratch."""

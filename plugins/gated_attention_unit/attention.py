@@ -1,0 +1,113 @@
+"""Mixed-chunk attention: quadratic within groups, linear between them, from any state onwards."""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Heads(NamedTuple):
+    """The four cheap views of the shared base, each ``[B, T, K]``."""
+
+    local_query: Tensor
+    local_key: Tensor
+    far_query: Tensor
+    far_key: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupState:
+    """What a layer remembers of the tokens so far: constant size.
+
+    Attributes:
+        total: ``[B, K, E]`` float32, the sum of far_key value^T over closed groups.
+        local_key: ``[B, R, K]``, of the open group, R < G.
+        far_key: ``[B, R, K]``.
+        value: ``[B, R, E]``.
+    """
+
+    total: Tensor
+    local_key: Tensor
+    far_key: Tensor
+    value: Tensor
+
+    @classmethod
+    def empty(cls, key: Tensor, value: Tensor) -> "GroupState":
+        """Before the first token; shapes and types from ``key [B, T, K]`` and ``value [B, T, E]``."""
+        total = key.new_zeros(key.shape[0], key.shape[2], value.shape[2], dtype=torch.float32)
+        return cls(total=total, local_key=key[:, :0], far_key=key[:, :0], value=value[:, :0])
+
+
+def laplace(x: Tensor) -> Tensor:
+    """A smooth stand-in for ``relu(x)**2`` with bounded slope.
+
+    Source: Ma et al., 2022, arXiv:2209.10655, eq. 16: mean sqrt(1/2), deviation sqrt(1 / (4 pi)).
+    """
+    return 0.5 * (1 + torch.erf((x - math.sqrt(0.5)) / math.sqrt(0.5 / math.pi)))
+
+
+def mixed_chunk(
+    heads: Heads, value: Tensor, bias: Tensor, state: GroupState, group: int
+) -> tuple[Tensor, GroupState]:
+    r"""Attend from T tokens that follow those in `state`.
+
+    With g(i) the group of position i::
+
+        out_i = sum_{j <= i, g(j) = g(i)} laplace(q_i . k_j / G + bias_{i - j}) v_j
+                + far_q_i . sum_{g(j) < g(i)} far_k_j v_j^T / G
+
+    Args:
+        heads: after their scale, offset and rotation.
+        value: ``[B, T, E]``.
+        bias: ``[G]``, by distance.
+        state: of the tokens before.
+        group: G.
+
+    Returns:
+        ``[B, T, E]`` in value's dtype, and the state after these tokens.
+
+    Source: Hua et al., 2022, arXiv:2202.10447, section 3.2.
+    """
+    tokens, before = value.shape[1], state.value.shape[1]  # the open group's rows begin at a boundary
+    local_key, far_key = (
+        torch.cat([state.local_key, heads.local_key], 1),
+        torch.cat([state.far_key, heads.far_key], 1),
+    )
+    values = torch.cat([state.value, value], 1)
+    rows = before + tokens
+    padding = -rows % group
+
+    def grouped(x: Tensor, first: int = 0) -> Tensor:  # [B, N, X] -> [B, N / G, G, X]
+        padded = torch.nn.functional.pad(x.float(), (0, 0, first, padding))
+        return padded.unflatten(1, (-1, group))
+
+    distance = torch.arange(group, device=value.device)
+    distance = distance[:, None] - distance
+    scores = grouped(heads.local_query, before) @ grouped(local_key).transpose(2, 3) / group
+    weights = laplace(scores + bias.float()[distance.clamp(min=0)])
+    weights = torch.where(distance >= 0, weights, 0.0)
+    each = grouped(far_key).transpose(2, 3) @ grouped(values) / group  # [B, N / G, K, E]
+    sums = torch.cat([state.total[:, None], each], 1).cumsum(1)
+    output = weights @ grouped(values) + grouped(heads.far_query, before) @ sums[:, :-1]
+    closed = rows // group
+    after = GroupState(
+        total=sums[:, closed],
+        local_key=local_key[:, closed * group :],
+        far_key=far_key[:, closed * group :],
+        value=values[:, closed * group :],
+    )
+    return output.flatten(1, 2)[:, before:rows].to(value.dtype), after
+
+
+def distance_buckets(group: int, buckets: int, farthest: int) -> Tensor:
+    """Bucket of each distance below `group`: one each for half of them, then logarithmically wider.
+
+    Source: Raffel et al., 2020, arXiv:1910.10683, section 2.1.
+    """
+    exact = buckets // 2
+    distance = torch.arange(group)
+    scale = (buckets - exact) / math.log(max(farthest, exact + 1) / exact)
+    wide = exact + ((distance.clamp(min=exact).float() / exact).log() * scale).long()
+    return torch.where(distance < exact, distance, wide.clamp(max=buckets - 1))

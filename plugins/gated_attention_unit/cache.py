@@ -1,0 +1,106 @@
+"""A transformers cache layer that holds one gated attention unit's state."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
+
+from lineahead.errors import InputError
+from lineahead.plugins.gated_attention_unit.attention import GroupState
+
+
+class UnitLayer(CacheLayerMixin):
+    """State of one unit: its groups, and the last row that the token shift looks back at.
+
+    Attributes:
+        groups: None before the first token.
+        shifted: ``[B, 1, D / 2]``, or None.
+        tokens: how many it has seen.
+    """
+
+    is_compileable = False
+    is_croppable = False
+    is_sliding = False
+    supports_early_init = False
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.reset()
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Nothing grows: the rows as they came."""
+        return key_states, value_states
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing to do."""
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.groups: GroupState | None = None
+        self.shifted: Tensor | None = None
+        self.tokens = 0
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Refuse: sums cannot be taken apart.
+
+        Raises:
+            InputError: always, but for 0.
+        """
+        if tokens_to_remove:
+            raise InputError(
+                "the state of a gated attention unit cannot be rolled back",
+                hint="Generate without an assistant or prompt lookup.",
+            )
+
+    def get_seq_length(self) -> int:
+        """Tokens seen."""
+        return self.tokens
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Width and offset of an attention mask."""
+        return self.tokens + query_length, 0
+
+    def get_max_length(self) -> int:
+        """No maximum."""
+        return -1
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Pick rows for beam search: ``beam_idx [B']``."""
+        self._rows(lambda x: x.index_select(0, beam_idx.to(x.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every row `repeats` times."""
+        self._rows(lambda x: x.repeat_interleave(repeats, 0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep the rows `indices`."""
+        self._rows(lambda x: x[indices.to(x.device)])
+
+    def _rows(self, pick: Callable[[Tensor], Tensor]) -> None:
+        if self.groups is None or self.shifted is None:
+            return
+        self.groups = GroupState(**{name: pick(x) for name, x in vars(self.groups).items()})
+        self.shifted = pick(self.shifted)
+
+
+def unit_layers(cache: Cache, count: int) -> list[UnitLayer]:
+    """The layers of a cache, made anew where it is still empty.
+
+    Raises:
+        InputError: when it holds another kind of state.
+    """
+    layers: list[Any] = list(cache.layers[:count]) + [
+        DynamicLayer() for _ in range(count - len(cache.layers))
+    ]
+    for index, layer in enumerate(layers):
+        if isinstance(layer, UnitLayer):
+            continue
+        if not isinstance(layer, DynamicLayer) or layer.is_initialized:
+            raise InputError(
+                f"layer {index}: the cache holds a {type(layer).__name__}",
+                hint="Drop cache_implementation and past_key_values: the state already has a constant size.",
+            )
+        layers[index] = UnitLayer()
+    cache.layers = layers
+    return layers

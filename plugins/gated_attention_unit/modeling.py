@@ -1,0 +1,176 @@
+"""FLASH as a transformers model: gated attention units, ScaleNorm, token shift, a tied LM head."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationMixin, PreTrainedModel
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from lineahead.errors import InputError
+from lineahead.plugins.gated_attention_unit.attention import (
+    GroupState,
+    Heads,
+    distance_buckets,
+    mixed_chunk,
+)
+from lineahead.plugins.gated_attention_unit.cache import UnitLayer, unit_layers
+from lineahead.plugins.gated_attention_unit.config import FlashConfig
+
+
+class ScaleNorm(nn.Module):
+    """``x / rms(x)`` times one learned number.
+
+    Source: Nguyen and Salazar, 2019, arXiv:1910.05895, section 2.2.
+    """
+
+    def __init__(self, eps: float) -> None:
+        super().__init__()
+        self.scale, self.eps = nn.Parameter(torch.ones(())), eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last axis."""
+        wide = x.float()
+        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype) * self.scale
+
+
+class GatedAttentionUnit(nn.Module):
+    """One layer: attention and feed-forward in one, ``x + W_o (u * attention(v))``.
+
+    Source: Hua et al., 2022, arXiv:2202.10447, eqs. 4 to 7 and section 3.2.
+    """
+
+    def __init__(self, config: FlashConfig) -> None:
+        super().__init__()
+        self.config, wide = config, config.expansion * config.hidden_size
+        self.sizes = [wide, wide, config.key_size]
+        self.norm = ScaleNorm(config.norm_eps)
+        self.projection = nn.Linear(config.hidden_size, sum(self.sizes))
+        self.output = nn.Linear(wide, config.hidden_size)
+        self.gamma = nn.Parameter(torch.empty(4, config.key_size))
+        self.beta = nn.Parameter(torch.zeros(4, config.key_size))
+        self.relative = nn.Parameter(torch.zeros(config.relative_buckets))
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, layer: UnitLayer) -> Tensor:
+        """Continue from `layer`'s state and update it: ``x [B, T, D]`` to the same shape."""
+        normed = self.norm(x)
+        half = self.config.hidden_size // 2
+        past = normed.new_zeros(x.shape[0], 1, half) if layer.shifted is None else layer.shifted
+        looks_back = torch.cat([past, normed[..., :half]], 1)
+        shifted = torch.cat([looks_back[:, :-1], normed[..., half:]], -1)
+        gate, value, base = nn.functional.silu(self.projection(shifted)).split(self.sizes, -1)
+        views = [_turned(base * self.gamma[i] + self.beta[i], cos, sin) for i in range(4)]
+        heads = Heads(*views)
+        state = GroupState.empty(heads.far_key, value) if layer.groups is None else layer.groups
+        group = self.config.group_size
+        buckets = distance_buckets(group, self.config.relative_buckets, self.config.relative_distance)
+        bias = self.relative[buckets.to(x.device)]
+        mixed, layer.groups = mixed_chunk(heads, value, bias, state, group)
+        layer.shifted, layer.tokens = looks_back[:, -1:], layer.tokens + x.shape[1]
+        result: Tensor = x + self.output(gate * mixed)
+        return result
+
+
+class FlashForCausalLM(PreTrainedModel, GenerationMixin):
+    """The language model; its decoding state has a constant size."""
+
+    config_class = FlashConfig
+    base_model_prefix = "model"
+    _no_split_modules = ["GatedAttentionUnit"]  # noqa: RUF012 (transformers' name and type)
+    _tied_weights_keys = {"lm_head.weight": "embedding.weight"}  # noqa: RUF012
+
+    def __init__(self, config: FlashConfig) -> None:
+        super().__init__(config)
+        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList([GatedAttentionUnit(config) for _ in range(config.num_hidden_layers)])
+        self.norm = ScaleNorm(config.norm_eps)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The token embeddings."""
+        return self.embedding
+
+    def set_input_embeddings(self, value: Any) -> None:
+        """Replace the token embeddings."""
+        self.embedding = value
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The LM head."""
+        return self.lm_head
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        deviation = self.config.initializer_range
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=deviation)
+            if getattr(module, "bias", None) is not None:
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+        elif isinstance(module, GatedAttentionUnit):
+            nn.init.normal_(module.gamma, std=deviation)
+            nn.init.zeros_(module.beta)
+            nn.init.zeros_(module.relative)
+        elif isinstance(module, ScaleNorm):
+            nn.init.ones_(module.scale)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits ``[B, T, V]`` of the next token after each of ``input_ids [B, T]``.
+
+        Args:
+            input_ids: the tokens that follow those in the cache.
+            attention_mask: ``[B, N]``; padding may only follow the text, where nothing looks at it.
+            past_key_values: an empty dynamic cache, or one that an earlier call returned.
+            labels: ``[B, T]``, -100 where nothing is to be predicted; shifted here.
+            use_cache: whether to return the state; the config's choice when None.
+            logits_to_keep: only so many last rows of logits; 0 for all.
+            kwargs: ignored but for what the loss takes.
+
+        Raises:
+            InputError: for padding before text, or a cache of another kind.
+        """
+        if attention_mask is not None and bool((attention_mask[:, 1:] > attention_mask[:, :-1]).any()):
+            raise InputError(
+                "padding before text shifts the groups of a gated attention unit",
+                hint="Pad on the right, or generate for texts of one length at a time.",
+            )
+        keep = self.config.use_cache if use_cache is None else use_cache
+        if past_key_values is None:
+            past_key_values = DynamicCache()
+        states = unit_layers(past_key_values, len(self.layers))
+        x = self.embedding(input_ids)
+        cos, sin = self._angles(states[0].tokens, input_ids.shape[1], x)
+        for layer, state in zip(self.layers, states, strict=True):
+            x = layer(x, cos, sin, state)
+        rows = slice(-logits_to_keep, None) if logits_to_keep else slice(None)
+        logits = self.lm_head(self.norm(x[:, rows]))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size)
+        return CausalLMOutputWithPast(
+            loss=loss, logits=logits, past_key_values=past_key_values if keep else None
+        )
+
+    def _angles(self, first: int, count: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines ``[T, rotary_size / 2]`` of positions from `first` on."""
+        half = self.config.rotary_size // 2
+        power = torch.arange(half, device=like.device, dtype=torch.float32) / max(half, 1)
+        position = torch.arange(first, first + count, device=like.device, dtype=torch.float32)
+        angle = position[:, None] * self.config.rope_theta**-power
+        return angle.cos().to(like.dtype), angle.sin().to(like.dtype)
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions on the first columns of ``x [B, T, K]``, the others as they are."""
+    half = cos.shape[-1]
+    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return torch.cat([first * cos - second * sin, first * sin + second * cos, rest], -1)
