@@ -81,7 +81,7 @@ def mixed_chunk(
 
     def grouped(x: Tensor, first: int = 0) -> Tensor:  # [B, N, X] -> [B, N / G, G, X]
         padded = torch.nn.functional.pad(x.float(), (0, 0, first, padding))
-        return padded.unflatten(1, (-1, group))
+        return padded.reshape(x.shape[0], -1, group, x.shape[2])
 
     distance = torch.arange(group, device=value.device)
     distance = distance[:, None] - distance

@@ -64,4 +64,5 @@ class FlashConfig(PreTrainedConfig):
         self.relative_distance, self.norm_eps, self.rope_theta = relative_distance, norm_eps, rope_theta
         self.initializer_range, self.use_cache = initializer_range, use_cache
         self.tie_word_embeddings = tie_word_embeddings
-        super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
+        kwargs["tie_word_embeddings"] = tie_word_embeddings
+        super().__init__(**kwargs)

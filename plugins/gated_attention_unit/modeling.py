@@ -86,11 +86,12 @@ class FlashForCausalLM(PreTrainedModel, GenerationMixin):
         self.layers = nn.ModuleList([GatedAttentionUnit(config) for _ in range(config.num_hidden_layers)])
         self.norm = ScaleNorm(config.norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def get_input_embeddings(self) -> nn.Module:
         """The token embeddings."""
-        return self.embedding
+        embedding: nn.Module = self.embedding
+        return embedding
 
     def set_input_embeddings(self, value: Any) -> None:
         """Replace the token embeddings."""
