@@ -1,6 +1,6 @@
 """FLASH as a transformers model: gated attention units, ScaleNorm, token shift, a tied LM head."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -90,8 +90,7 @@ class FlashForCausalLM(PreTrainedModel, GenerationMixin):
 
     def get_input_embeddings(self) -> nn.Module:
         """The token embeddings."""
-        embedding: nn.Module = self.embedding
-        return embedding
+        return cast(nn.Module, self.embedding)
 
     def set_input_embeddings(self, value: Any) -> None:
         """Replace the token embeddings."""
@@ -99,7 +98,7 @@ class FlashForCausalLM(PreTrainedModel, GenerationMixin):
 
     def get_output_embeddings(self) -> nn.Module:
         """The LM head."""
-        return self.lm_head
+        return cast(nn.Module, self.lm_head)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
