@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lineahead.convert.training.weights import is_new
+from lineahead.convert.training.weights import is_new, tensors_of
 from lineahead.errors import CheckpointError
 from lineahead.plugins.augmented_attention.huggingface.layers import LinearLayer
 from lineahead.plugins.augmented_attention.huggingface.modeling import layers_of
@@ -68,7 +68,7 @@ def extract_adapter(
     before = dict(original.named_parameters())
     tensors: dict[str, Tensor] = {}
     worst = 0.0
-    for name, parameter in student.named_parameters():
+    for name, parameter in tensors_of(student).items():
         value = parameter.detach().float().cpu()
         if is_new(name):
             tensors[name] = value
@@ -131,7 +131,7 @@ def apply_adapter(model: PreTrainedModel, adapter: Adapter) -> None:
             f"the adapter was made for other layers or settings than {type(model).__name__} has",
             hint=f"Use it with {adapter.base}.",
         )
-    parameters = dict(model.named_parameters())
+    parameters = tensors_of(model)
     values: dict[str, Tensor] = {}
     for key, tensor in adapter.tensors.items():
         name = key.removesuffix(_LEFT).removesuffix(_RIGHT).removesuffix(_WHOLE)

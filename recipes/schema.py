@@ -45,7 +45,7 @@ class Method(Part):
     qk_norm: bool | None = None
     local_norm: bool | None = None
     conv_taps: NonNegativeInt | None = None
-    eps: PositiveFloat | None = None
+    eps: Annotated[float, Field(ge=1e-7)] | None = None
     sinks: NonNegativeInt | None = None
 
     def changes(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lineahead.plugins.augmented_attention.huggingface.layers import ATTRIBUTE
@@ -19,6 +19,12 @@ def is_new(name: str) -> bool:
 def new_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     """The parameters that conversion added, by name."""
     return {name: parameter for name, parameter in model.named_parameters() if is_new(name)}
+
+
+def tensors_of(model: PreTrainedModel) -> dict[str, Tensor]:
+    """All parameters, and what conversion added without training it: projections that are drawn once."""
+    buffers = {name: buffer for name, buffer in model.named_buffers() if is_new(name)}
+    return {**dict(model.named_parameters()), **buffers}
 
 
 def layer_of(name: str) -> str:

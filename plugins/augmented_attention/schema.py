@@ -58,7 +58,8 @@ class AttentionSettings:
         qk_norm: L2-normalise queries and keys (after RoPE), and use a scale of 1.
         local_norm: do so for the local kernel alone; the feature map takes queries and keys as they are.
         conv_taps: taps of the causal depthwise convolution over the values, one filter per head; 0 for none.
-        eps: added inside square roots and to denominators.
+        eps: added inside square roots and to denominators; not under 1e-7, as ONNX Runtime drops additions of
+            constants below 1e-8.
         sinks: first positions of a text that stay local for ever; they have rows of their own after the ring.
         causal: False: every token sees the whole text, the convolution has 2 * conv_taps - 1 taps, centred.
     """
