@@ -11,9 +11,15 @@ from transformers import PreTrainedModel
 
 from lineahead.errors import ArchitectureError, InputError
 from lineahead.plugins.augmented_attention.huggingface.discover import HINT, discover
+from lineahead.plugins.augmented_attention.huggingface.discover_roles import (
+    discover_roles,
+    is_two_sided,
+    probe_inputs,
+)
 from lineahead.plugins.augmented_attention.huggingface.layers import ATTRIBUTE, LinearLayer
 from lineahead.plugins.augmented_attention.huggingface.modeling import become_linear, route_attention
 from lineahead.plugins.augmented_attention.huggingface.softmax_layers import local_layers
+from lineahead.plugins.augmented_attention.roles import role_settings
 from lineahead.plugins.augmented_attention.schema import AttentionSettings
 
 logger = logging.getLogger(__name__)
@@ -51,6 +57,8 @@ def linearize(
     if any(ATTRIBUTE in module._modules for module in model.modules()):
         raise InputError(f"{type(model).__name__} is linear already", hint="Load the original checkpoint.")
     route_attention(model)
+    if is_two_sided(model):
+        return linearize_roles(model, settings, layers=layers)
     found = discover(model)
     keep = local_layers(model) if keep == "local" else keep
     wanted = {layer.index for layer in found} if layers is None else set(layers)
@@ -74,8 +82,59 @@ def linearize(
     return converted
 
 
+def linearize_roles(
+    model: PreTrainedModel,
+    settings: AttentionSettings,
+    *,
+    layers: Sequence[int] | None = None,
+    cross: bool = True,
+) -> list[LinearLayer]:
+    """:func:`linearize` for encoders (BERT, RoBERTa) and encoder-decoders (T5, BART).
+
+    Encoder layers become two-sided, decoder layers causal, and cross attention the global term alone over a
+    summary of the source; ``plugins/augmented_attention/roles.py`` says how a method's settings follow.
+
+    Args:
+        model: changed in place.
+        settings: the method's.
+        layers: layer indices to convert, in encoder and decoder alike; all when None.
+        cross: whether cross attention is converted too; else it keeps softmax over all of the source.
+
+    Returns:
+        The converted layers: the encoder's, the decoder's, then cross attention.
+
+    Raises:
+        ArchitectureError: when the attention cannot be replaced.
+        SettingsError: when the method has no form that the model needs.
+        InputError: when `layers` names no such layer.
+    """
+    found = discover_roles(model)
+    known = {layer.index for layer in found}
+    missing = sorted(set(layers or ()) - known)
+    if missing or (layers is not None and not layers):
+        raise InputError(
+            f"no attention layer {missing[:1]}: layers are {min(known)} to {max(known)}",
+            hint="Name existing layers, or leave `layers` out to convert all.",
+        )
+    converted = [
+        LinearLayer(
+            name=layer.name,
+            index=layer.index,
+            shape=layer.shape,
+            settings=role_settings(settings, layer.role, position_bias=layer.position_bias),
+            role=layer.role,
+        )
+        for layer in found
+        if (layers is None or layer.index in layers) and (cross or layer.role != "cross")
+    ]
+    become_linear(model, converted, hybrid=len(converted) < len(found))
+    check_routing(model, converted)
+    logger.info("%s: %d of %d attention layers converted", type(model).__name__, len(converted), len(found))
+    return converted
+
+
 def check_routing(model: PreTrainedModel, layers: Sequence[LinearLayer]) -> None:
-    """Run one token and see that every converted layer's operator is called exactly once.
+    """Run a few tokens and see that every converted layer's operator is called exactly once.
 
     Raises:
         ArchitectureError: naming the first layer that is not.
@@ -90,10 +149,15 @@ def check_routing(model: PreTrainedModel, layers: Sequence[LinearLayer]) -> None
 
     operators = [(layer.name, model.get_submodule(f"{layer.name}.{ATTRIBUTE}")) for layer in layers]
     handles = [operator.register_forward_hook(count(name)) for name, operator in operators]
+    inputs: dict[str, Any] = {"input_ids": torch.ones(1, 1, dtype=torch.long, device=model.device)}
+    if is_two_sided(model):
+        inputs = dict(probe_inputs(model))
+    if model.config.is_encoder_decoder or not is_two_sided(model):
+        inputs["use_cache"] = False
     training = model.training
     try:
         with torch.no_grad():
-            model.eval()(input_ids=torch.ones(1, 1, dtype=torch.long, device=model.device), use_cache=False)
+            model.eval()(**inputs)
     finally:
         model.train(training)
         for handle in handles:

@@ -6,6 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from lineahead.plugins.augmented_attention import feature_maps
+from lineahead.plugins.augmented_attention.bidirectional import bidirectional
+from lineahead.plugins.augmented_attention.cross import cross_attention, summarise
+from lineahead.plugins.augmented_attention.linformer import LINFORMER, initial_mixtures
 from lineahead.plugins.augmented_attention.parallel import parallel
 from lineahead.plugins.augmented_attention.schema import AttentionSettings, LayerShape
 
@@ -21,7 +24,7 @@ class AugmentedAttention(nn.Module):
             denominator stays positive.
         local_scale: ``[H]``, one at first; absent where one normalizer serves both terms, so that only the
             ratio to alpha matters.
-        conv: ``[H, taps]``, zero at first; absent without taps.
+        conv: ``[H, taps]``, or both sides of it in an encoder; zero at first; absent without taps.
         query_map, key_map: ``[H, D, M]`` and ``[Hkv, D, M]``; absent when the feature map learns no weights.
         random_map: ``[Hkv, D, M]``, a buffer, saved and never trained; of feature maps whose projection is
             drawn once.
@@ -39,7 +42,10 @@ class AugmentedAttention(nn.Module):
         if settings.local != "none" and (settings.normalizer == "none" or settings.normalizes != "all"):
             self.local_scale = nn.Parameter(torch.ones(shape.heads))
         if settings.conv_taps:
-            self.conv = nn.Parameter(torch.zeros(shape.heads, settings.conv_taps))
+            self.conv = nn.Parameter(torch.zeros(shape.heads, settings.conv_width))
+        if settings.feature_map == LINFORMER:
+            self.query_map = nn.Parameter(initial_mixtures(settings, shape))
+            self.key_map = nn.Parameter(initial_mixtures(settings, shape))
         feature_map = feature_maps.get(settings.feature_map) if settings.has_state else None
         if feature_map is None or feature_map.initial is None:
             return
@@ -71,9 +77,20 @@ class AugmentedAttention(nn.Module):
         conv = getattr(self, "conv", one)
         return alpha, getattr(self, "local_scale", heads), conv, query_map, key_map
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """The training form over whole texts; shapes as in :func:`parallel.parallel`."""
-        return parallel(query, key, value, *self.operands(), settings=self.settings, scale=self.scale(scale))
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, scale: float, count: Tensor | None = None
+    ) -> Tensor:
+        """The form over whole texts: two-sided or causal, as the settings say.
+
+        Shapes as in :func:`bidirectional.bidirectional` and :func:`parallel.parallel`; `count` is the
+        former's.
+        """
+        scale, settings = self.scale(scale), self.settings
+        if not settings.causal:
+            return bidirectional(
+                query, key, value, *self.operands(), settings=settings, scale=scale, count=count
+            )
+        return parallel(query, key, value, *self.operands(), settings=settings, scale=scale)
 
     def scale(self, attention_scale: float) -> float:
         """The multiplier of ``q . k``: the layer's own, or 1 when queries and keys are normalised."""
@@ -86,6 +103,31 @@ class AugmentedAttention(nn.Module):
             return 0
         columns = self.settings.feature_dim or self.shape.head_dim
         return feature_maps.get(self.settings.feature_map).width(self.shape.head_dim, columns)
+
+
+class CrossAttention(AugmentedAttention):
+    """The operator between a decoder and its encoder."""
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, scale: float, valid: Tensor | None = None
+    ) -> Tensor:
+        """From every query to a whole source; shapes as in :mod:`cross`."""
+        return self.attend(query, *self.summarise(key, value, scale, valid), scale)
+
+    def summarise(
+        self, key: Tensor, value: Tensor, scale: float, valid: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What is kept of a source; shapes as in :func:`cross.summarise`."""
+        key_map = self.operands()[-1]
+        return summarise(key, value, key_map, settings=self.settings, scale=self.scale(scale), valid=valid)
+
+    def attend(self, query: Tensor, state: Tensor, norm: Tensor, scale: float) -> Tensor:
+        """Attend to a summary; shapes as in :func:`cross.cross_attention`."""
+        alpha, _, _, query_map, _ = self.operands()
+        settings = self.settings
+        return cross_attention(
+            query, state, norm, alpha, query_map, settings=settings, scale=self.scale(scale)
+        )
 
 
 INITIAL_LOG_ALPHA = -4.0  # docs/notes.md: SmolLM2 untrained 40.8 at -4, 40.9 at -6, 54.1 at -2.3

@@ -140,6 +140,13 @@ class AttentionSettings:
                 )
             return
         feature_map = FEATURE_MAPS.named(self.feature_map)
+        scope = "all" if self.local == "none" else "global"
+        if feature_map.acausal and (not self.divides or self.normalizes != scope):
+            raise SettingsError(
+                f"feature_map={self.feature_map!r} has a denominator of its own, "
+                f"not normalizer={self.normalizer!r} of {self.normalizes}",
+                hint="Set normalizer: denominator, and normalizes: global beside a local kernel, else all.",
+            )
         if self.causal and feature_map.acausal:
             raise SettingsError(
                 f"feature_map={self.feature_map!r} has no causal form: {feature_map.acausal}",
@@ -188,6 +195,11 @@ class AttentionSettings:
         return FEATURE_MAPS.named(self.feature_map).floor if alone else 0.0
 
     @property
+    def conv_width(self) -> int:
+        """Numbers in a head's filter: one side of it, or both."""
+        return self.conv_taps if self.causal else max(2 * self.conv_taps - 1, 0)
+
+    @property
     def ring_rows(self) -> int:
         """Rows of the ring of recent keys and values; position p lives in row ``p % ring_rows``."""
         local = 0 if self.pattern == "none" else self.window
@@ -226,12 +238,16 @@ class AttentionSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerShape:
-    """Head layout of one attention layer: `heads` query heads share `kv_heads` key/value heads."""
+    """Head layout of one attention layer: `heads` query heads share `kv_heads` key/value heads.
+
+    `positions` is the length of the longest text; only methods that mix positions (Linformer) ask for it.
+    """
 
     heads: int
     kv_heads: int
     head_dim: int
     value_dim: int
+    positions: int = 512
 
 
 def require_causal(settings: AttentionSettings, form: str) -> None:

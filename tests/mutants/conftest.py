@@ -11,6 +11,7 @@ for name, path in {
     "operator_oracle": CHECKS / "oracle.py",
     "operator_cases": CHECKS / "cases.py",
     "operator_checks": CHECKS / "checks.py",
+    "operator_two_sided": CHECKS / "two_sided.py",
     "mutant_damage": FOLDER / "damage.py",
     "mutant_catalogue": FOLDER / "catalogue.py",
 }.items():

@@ -10,6 +10,7 @@ from pathlib import Path
 
 PACKAGE = "lineahead.plugins.augmented_attention"
 FORMS = ("schema", "step", "parallel", "reference", "feature_maps", "module")
+FORMS += ("bidirectional", "cross", "linformer", "roles")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,8 @@ from lineahead.errors import ArchitectureError, InputError
 from lineahead.plugins.augmented_attention.huggingface.cache import StateLayer
 from lineahead.plugins.augmented_attention.huggingface.layers import ATTRIBUTE
 from lineahead.plugins.augmented_attention.huggingface.padding import Packing, token_columns
-from lineahead.plugins.augmented_attention.module import AugmentedAttention
+from lineahead.plugins.augmented_attention.huggingface.summary import SummaryLayer, source_columns
+from lineahead.plugins.augmented_attention.module import AugmentedAttention, CrossAttention
 
 NAMESPACE = "lineahead"  # the bundled copy uses another, so that both can live in one process
 
@@ -64,7 +65,7 @@ class _SoftmaxMode:
 
 
 _MODE: ContextVar[_SoftmaxMode | None] = ContextVar("lineahead_mode", default=None)
-_LAYER: ContextVar[StateLayer | None] = ContextVar("lineahead_layer", default=None)
+_LAYER: ContextVar[StateLayer | SummaryLayer | None] = ContextVar("lineahead_layer", default=None)
 
 
 @contextmanager
@@ -150,13 +151,13 @@ class Implementation:
                 mode.record(_layer_call(module, query, key, value, attention_mask, scaling, result[0]))
             return result
         nodes, factor = query.shape[2], query.shape[3] ** -0.5 if scaling is None else scaling
-        if key.shape[2] != nodes:
+        if operator.settings.causal and key.shape[2] != nodes:
             raise InputError(
                 f"layer {getattr(module, 'layer_idx', '?')}: given {key.shape[2]} keys for {nodes} queries",
                 hint="Pass no past_key_values, or a new DynamicCache(): its layers become states.",
             )
-        valid = token_columns(attention_mask, nodes)
-        attend = whole_text if layer is None else layer.attend
+        valid = _valid(operator, attention_mask, key)
+        attend: Callable[..., Tensor] = whole_text if layer is None else layer.attend
         return attend(operator, query, key, value, factor, valid).transpose(1, 2).contiguous(), None
 
     def mask(self, *, q_length: int, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
@@ -228,7 +229,16 @@ def whole_text(
     scaling: float,
     valid: Tensor | None,
 ) -> Tensor:
-    """The training form over texts with padding anywhere; arguments as in :meth:`StateLayer.attend`."""
+    """The form without a cache, over texts with padding anywhere; arguments as in :meth:`StateLayer.attend`.
+
+    Under cross attention `valid` is the source's, ``[B, N]``.
+    """
+    if isinstance(operator, CrossAttention):
+        return operator(query, key, value, scaling, valid)  # type: ignore[no-any-return]
+    if not operator.settings.causal:
+        packing = Packing.of(torch.ones_like(query[:, 0, :, 0], dtype=torch.bool) if valid is None else valid)
+        packed = (packing.pack(x) for x in (query, key, value))
+        return packing.unpack(operator(*packed, scaling, packing.valid.sum(1)))
     if valid is None:
         return operator(query, key, value, scaling)  # type: ignore[no-any-return]
     packing = Packing.of(valid)
@@ -244,8 +254,12 @@ def find_state(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
         InputError: when the cache has another kind of layer there.
     """
     cache = next((x for x in (*args, *kwargs.values()) if isinstance(x, Cache)), None)
+    kind: type[StateLayer | SummaryLayer] = StateLayer
+    if isinstance(operator_of(module), CrossAttention):
+        kind = SummaryLayer
     if isinstance(cache, EncoderDecoderCache):
-        cache = cache.self_attention_cache
+        crosses = kind is SummaryLayer
+        cache = cache.cross_attention_cache if crosses else cache.self_attention_cache
     if cache is None or in_softmax_mode():
         _LAYER.set(None)
         return
@@ -253,14 +267,20 @@ def find_state(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
     while len(cache.layers) <= index and cache.layer_class_to_replicate is not None:
         cache.layers.append(cache.layer_class_to_replicate())
     layer = cache.layers[index]
-    if not isinstance(layer, StateLayer):
+    if not isinstance(layer, (StateLayer, SummaryLayer)):
         if not isinstance(layer, DynamicLayer) or layer.is_initialized:
             raise InputError(
                 f"layer {index}: the cache holds a {type(layer).__name__}",
                 hint="Drop cache_implementation and past_key_values: the state already has a constant size.",
             )
-        layer = cache.layers[index] = StateLayer()
+        layer = cache.layers[index] = kind()
     _LAYER.set(layer)
+
+
+def _valid(operator: AugmentedAttention, mask: Tensor | None, key: Tensor) -> Tensor | None:
+    """Which of the keys' columns hold tokens, from the layer's mask."""
+    columns = token_columns if operator.settings.causal else source_columns
+    return columns(mask, key.shape[2])
 
 
 def _layer_call(
@@ -279,7 +299,7 @@ def _layer_call(
         value=value,
         output=output.transpose(1, 2),
         scaling=query.shape[3] ** -0.5 if scaling is None else scaling,
-        valid=token_columns(mask, query.shape[2]),
+        valid=_valid(cast(AugmentedAttention, operator_of(module)), mask, key),
     )
 
 

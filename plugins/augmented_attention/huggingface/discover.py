@@ -107,12 +107,15 @@ def _refuse_own_state(model: PreTrainedModel, kind: str) -> None:
         raise ArchitectureError(f"{kind} keeps a recurrent state of its own beside the KV cache", hint=HINT)
 
 
-def probe(model: PreTrainedModel, mask: Callable[..., Tensor | None]) -> list[Call]:
+def probe(
+    model: PreTrainedModel, mask: Callable[..., Tensor | None], inputs: dict[str, Tensor] | None = None
+) -> list[Call]:
     """Run a few tokens and return every call of the attention function, in order.
 
     Args:
         model: unchanged afterwards.
         mask: what transformers calls for masks.
+        inputs: the tokens; three of them as `input_ids` when None.
 
     Raises:
         ArchitectureError: when the model does not run.
@@ -146,9 +149,10 @@ def probe(model: PreTrainedModel, mask: Callable[..., Tensor | None]) -> list[Ca
     AttentionInterface.register(PROBE, write_down)
     AttentionMaskInterface.register(PROBE, mask)
     with _implementation(model, PROBE), torch.no_grad():
-        tokens = torch.arange(1, 1 + _TOKENS, device=model.device)[None]
+        given = inputs or {"input_ids": torch.arange(1, 1 + _TOKENS, device=model.device)[None]}
+        cache = {} if inputs else {"use_cache": False}  # encoders do not know the word
         try:
-            model(input_ids=tokens, use_cache=False)
+            model(**given, **cache)
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError) as error:
             line = (str(error) or type(error).__name__).splitlines()[0]
             raise ArchitectureError(f"{type(model).__name__} cannot be probed: {line}", hint=HINT) from error

@@ -5,7 +5,8 @@ from typing import Any
 
 from torch import nn
 
-from lineahead.plugins.augmented_attention.module import AugmentedAttention
+from lineahead.plugins.augmented_attention.module import AugmentedAttention, CrossAttention
+from lineahead.plugins.augmented_attention.roles import Role
 from lineahead.plugins.augmented_attention.schema import AttentionSettings, LayerShape
 
 ATTRIBUTE = "lineahead"
@@ -20,12 +21,14 @@ class LinearLayer:
         index: its ``layer_idx``: which cache layer and which ``past.{i}.*`` ports it owns.
         shape: its heads.
         settings: its operator settings.
+        role: self-attention of a decoder, self-attention of an encoder, or attention from one to the other.
     """
 
     name: str
     index: int
     shape: LayerShape
     settings: AttentionSettings
+    role: Role = "decoder"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain dictionary for ``config.json``."""
@@ -39,6 +42,7 @@ class LinearLayer:
             index=data["index"],
             shape=LayerShape(**data["shape"]),
             settings=AttentionSettings.from_dict(data["settings"]),
+            role=data.get("role", "decoder"),
         )
 
 
@@ -46,4 +50,5 @@ def attach(model: nn.Module, layers: list[LinearLayer]) -> None:
     """Give each listed attention module its parameters, as the submodule `lineahead`."""
     for layer in layers:
         module = model.get_submodule(layer.name)
-        module.add_module(ATTRIBUTE, AugmentedAttention(layer.settings, layer.shape))
+        kind = CrossAttention if layer.role == "cross" else AugmentedAttention
+        module.add_module(ATTRIBUTE, kind(layer.settings, layer.shape))

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import transformers
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, EncoderDecoderCache
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from lineahead.errors import ArchitectureError, ArtifactError, CheckpointError, InputError
@@ -28,10 +28,24 @@ from lineahead.plugins.augmented_attention.huggingface.layers import ATTRIBUTE, 
 MODEL_TYPE = "lineahead"
 VERSION = 1
 CODE_FILE = "modeling_lineahead.py"
-AUTO_MAP = {
-    "AutoConfig": f"{CODE_FILE[:-3]}.LineaheadConfig",
-    "AutoModelForCausalLM": f"{CODE_FILE[:-3]}.LineaheadForCausalLM",
+AUTO_CLASSES = {
+    "ForSequenceClassification": "AutoModelForSequenceClassification",
+    "ForTokenClassification": "AutoModelForTokenClassification",
+    "ForConditionalGeneration": "AutoModelForSeq2SeqLM",
+    "ForMaskedLM": "AutoModelForMaskedLM",
+    "Model": "AutoModel",
 }
+
+
+def auto_map(base_class: str) -> dict[str, str]:
+    """What ``config.json`` says of the code that loads it, for a converted transformers class."""
+    code = CODE_FILE[:-3]
+    kind = next((AUTO_CLASSES[end] for end in AUTO_CLASSES if base_class.endswith(end)), None)
+    if kind is None or base_class.endswith("LMHeadModel"):
+        model = {"AutoModelForCausalLM": f"{code}.LineaheadForCausalLM"}
+    else:
+        model = {kind: f"{code}.LineaheadModel"}
+    return {"AutoConfig": f"{code}.LineaheadConfig", **model}
 
 
 class _LinearConfig:
@@ -47,7 +61,7 @@ class _LinearConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """As the base, with the reference to the code beside it."""
-        return {**super().to_dict(), "auto_map": dict(AUTO_MAP)}  # type: ignore[misc]
+        return {**super().to_dict(), "auto_map": auto_map(self.lineahead["base_class"])}  # type: ignore[misc]
 
 
 class _LinearModel:
@@ -115,8 +129,12 @@ class _LinearModel:
 
 
 def install_states(cache: Cache, layers: Sequence[LinearLayer], *, recording: bool = False) -> None:
-    """Replace the converted layers' entries in an empty cache."""
+    """Replace the decoder's converted layers in an empty cache; cross attention finds its own."""
+    if isinstance(cache, EncoderDecoderCache):
+        cache = cache.self_attention_cache
     for layer in layers:
+        if layer.role != "decoder" or layer.index >= len(cache.layers):
+            continue
         state = StateLayer()
         if recording:
             state.activate_past_recording()
@@ -189,7 +207,9 @@ def _own_config(model: PreTrainedModel) -> PreTrainedConfig:
 
 def _route(model: PreTrainedModel) -> None:
     """Point transformers' attention table at us, and let the converted layers find their cache."""
-    config = model.config.get_text_config(decoder=True)
+    config = model.config
+    if not config.is_encoder_decoder:  # there it would be a copy
+        config = config.get_text_config(decoder=True)
     softmax: Softmax = "eager" if config._attn_implementation == "eager" else "sdpa"
     implementation = Implementation(softmax=softmax, hybrid=is_hybrid(model.config))
     model.set_attn_implementation(implementation.register())
@@ -292,6 +312,10 @@ class LineaheadForCausalLM:
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = None) -> None:
         """Nothing to do: saving writes the code itself."""
+
+
+class LineaheadModel(LineaheadForCausalLM):
+    """What the other auto classes find in an artifact: encoders, classifiers and encoder-decoders."""
 
 
 def write_code(folder: Path) -> None:

@@ -83,6 +83,10 @@ class Forms:
     reference: Any
     feature_maps: Any
     module: Any
+    bidirectional: Any
+    cross: Any
+    linformer: Any
+    roles: Any
 
     def settings(self, name: str) -> Any:
         return self.schema.AttentionSettings(**VARIANTS[name])

@@ -1,5 +1,6 @@
 """Makes the shared checks importable by name, and hands out the shipped forms."""
 
+import dataclasses
 import importlib.util
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ def load(name: str, file: str):
 load("operator_oracle", "oracle.py")
 cases = load("operator_cases", "cases.py")
 load("operator_checks", "checks.py")
+load("operator_two_sided", "two_sided.py")
 if importlib.util.find_spec("onnx") and importlib.util.find_spec("onnxruntime"):
     load("native_model", "native_model.py")
 
@@ -29,16 +31,9 @@ if importlib.util.find_spec("onnx") and importlib.util.find_spec("onnxruntime"):
 @pytest.fixture(scope="session")
 def forms():
     """The shipped forms of the operator."""
-    from lineahead.plugins.augmented_attention import feature_maps, module, parallel, reference, schema, step
-
-    return cases.Forms(
-        schema=schema,
-        step=step,
-        parallel=parallel,
-        reference=reference,
-        feature_maps=feature_maps,
-        module=module,
-    )
+    names = [field.name for field in dataclasses.fields(cases.Forms)]
+    package = "lineahead.plugins.augmented_attention"
+    return cases.Forms(**{name: importlib.import_module(f"{package}.{name}") for name in names})
 
 
 @pytest.fixture(scope="session")

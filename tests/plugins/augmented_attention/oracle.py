@@ -73,7 +73,7 @@ def is_near(settings, query_position, key_position):
     if settings.pattern == "grouped":
         return sink | (query_position // settings.window == key_position // settings.window)
     if settings.pattern == "sliding":
-        return sink | (key_position > query_position - settings.window)
+        return sink | (np.abs(key_position - query_position) < settings.window)
     return sink
 
 
@@ -101,11 +101,18 @@ def define(query, key, value, parameters, settings, scale, depth=None, ancestors
     lag = depth[:, :, None] - depth[:, None, :]
     near = (is_near(settings, depth[:, :, None], depth[:, None, :]) & ancestors)[:, None]
     local, remote = np.zeros(near.shape), np.zeros(near.shape)
+    normalizer, scope = settings.normalizer, settings.normalizes
     if settings.local != "none":
         one, other = (unit(x, settings.eps) if settings.local_norm else x for x in (query, key))
         scores = np.einsum("bhid,bhjd->bhij", one, other) * (1 if settings.local_norm else scale)
         local = np.where(near, LOCAL_KERNELS[settings.local](scores, near), 0)
-    if settings.feature_map != "none":
+    if settings.feature_map == "linformer":
+        mixed = np.einsum("bhjd,hjm->bhmd", key, key_map[:, :nodes])
+        weights = softmax(scale * np.einsum("bhid,bhmd->bhim", query, mixed))
+        remote = np.einsum("bhim,hjm->bhij", weights, query_map[spread][:, :nodes])
+        alpha = np.ones_like(alpha) if settings.normalizes == "all" else alpha
+        normalizer, scope = "none", "all"
+    elif settings.feature_map != "none":
         phi = FEATURE_MAPS[settings.feature_map]
         far = np.einsum("bhif,bhjf->bhij", phi(query, query_map, scale), phi(key, key_map, scale))
         remote = np.where(ancestors[:, None] & ~near, far, 0)
@@ -117,17 +124,20 @@ def define(query, key, value, parameters, settings, scale, depth=None, ancestors
         total = weights.sum(-1, keepdims=True)
         if settings.feature_map == "rfa" and (settings.normalizes == "global" or settings.local == "none"):
             total = np.maximum(total, np.exp(-2))
-        return NORMALIZERS[settings.normalizer](output, total, settings.eps)
+        return NORMALIZERS[normalizer](output, total, settings.eps)
 
     alpha, local_scale = alpha[:, None, None], local_scale[:, None, None]
-    if settings.normalizes == "all":
+    if scope == "all":
         output = row(local_scale * local + alpha * remote, True)
     else:
-        output = local_scale * row(local, settings.normalizes == "local")
-        output = output + alpha * row(remote, settings.normalizes == "global")
+        output = local_scale * row(local, scope == "local")
+        output = output + alpha * row(remote, scope == "global")
     weights = np.zeros(near.shape)
-    for t in range(settings.conv_taps):
-        weights = weights + np.where((lag == t) & ancestors, 1, 0)[:, None] * conv[:, t][:, None, None]
+    ahead = 0 if settings.causal else settings.conv_taps - 1
+    for t in range(-ahead, settings.conv_taps):
+        weights = (
+            weights + np.where((lag == t) & ancestors, 1, 0)[:, None] * conv[:, ahead + t][:, None, None]
+        )
     return output + row(weights, False)
 
 

@@ -1,5 +1,7 @@
 """Tiny random models of the families, softmax and linear."""
 
+import os
+
 import pytest
 import torch
 import transformers
@@ -113,3 +115,18 @@ def in_chunks():
         return torch.cat(outputs, 1), cache
 
     return run
+
+
+@pytest.fixture
+def without_lineahead(tmp_path):
+    """Environment in which importing lineahead raises."""
+    block = tmp_path / "block" / "lineahead"
+    block.mkdir(parents=True)
+    (block / "__init__.py").write_text("raise ImportError('not installed')")
+    return {
+        **os.environ,
+        "PYTHONPATH": str(block.parent),
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(tmp_path / "home"),
+        "OMP_NUM_THREADS": "1",
+    }

@@ -1,7 +1,6 @@
 """The single file that artifacts carry: complete, and the same model where lineahead does not exist."""
 
 import ast
-import os
 import subprocess
 import sys
 
@@ -41,22 +40,9 @@ torch.save(made, sys.argv[4])
 """
 
 
-def without_lineahead(folder):
-    """Environment in which importing lineahead raises."""
-    block = folder / "block" / "lineahead"
-    block.mkdir(parents=True)
-    (block / "__init__.py").write_text("raise ImportError('not installed')")
-    home = str(folder / "home")
-    return {
-        **os.environ,
-        "PYTHONPATH": str(block.parent),
-        "HF_HUB_OFFLINE": "1",
-        "HF_HOME": home,
-        "OMP_NUM_THREADS": "1",
-    }
-
-
-def test_an_artifact_works_without_lineahead(settings, linear_model, tokens, full_pass, tmp_path):
+def test_an_artifact_works_without_lineahead(
+    settings, linear_model, tokens, full_pass, tmp_path, without_lineahead
+):
     from transformers import set_seed
 
     model, ids = linear_model(settings, "llama" if settings.qk_norm else "gpt2"), tokens(2, 50)
@@ -67,7 +53,7 @@ def test_an_artifact_works_without_lineahead(settings, linear_model, tokens, ful
     torch.save({"ids": ids, "mask": mask}, given)
     command = [sys.executable, "-c", PROGRAM, str(artifact), str(given), str(tmp_path / "again"), str(out)]
     done = subprocess.run(
-        command, env=without_lineahead(tmp_path), cwd=tmp_path, capture_output=True, text=True, timeout=300
+        command, env=without_lineahead, cwd=tmp_path, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-2000:]
     made = torch.load(out, weights_only=True)
