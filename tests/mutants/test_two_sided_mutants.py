@@ -32,7 +32,14 @@ ROWS = (
     ("weight forgotten", CROSS, "alpha=alpha.to(compute)[:, None, None]", "alpha=torch.ones_like(alpha).to(compute)[:, None, None]"),
     ("causal filter", MODULE, "torch.zeros(shape.heads, settings.conv_width)", "torch.zeros(shape.heads, settings.conv_taps)"),
 )  # fmt: skip
-FEW = ("sliding-sinks", "grouped-relu2", "augmented-relu", "augmented-linformer", "global-denominator")
+FEW = (
+    "sliding-sinks",
+    "many-sinks",
+    "grouped-relu2",
+    "augmented-relu",
+    "augmented-linformer",
+    "global-denominator",
+)
 MUTANTS = [Mutant(name=name, file=file, old=old, new=new) for name, file, old, new in ROWS]
 
 
@@ -46,7 +53,7 @@ def killer(forms):
                 try:
                     check(forms, name)
                 except (AssertionError, RuntimeError) as error:
-                    return f"{check.__name__}[{name}]: {str(error).splitlines()[0]}"
+                    return f"{check.__name__}[{name}]: {str(error).splitlines()[:1]}"
     return None
 
 
