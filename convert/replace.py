@@ -58,7 +58,7 @@ def linearize(
         raise InputError(f"{type(model).__name__} is linear already", hint="Load the original checkpoint.")
     route_attention(model)
     if is_two_sided(model):
-        return linearize_roles(model, settings, layers=layers)
+        return linearize_roles(model, settings, layers=layers, keep=keep)
     found = discover(model)
     keep = local_layers(model) if keep == "local" else keep
     wanted = {layer.index for layer in found} if layers is None else set(layers)
@@ -87,6 +87,7 @@ def linearize_roles(
     settings: AttentionSettings,
     *,
     layers: Sequence[int] | None = None,
+    keep: Sequence[int] = (),
     cross: bool = True,
 ) -> list[LinearLayer]:
     """:func:`linearize` for encoders (BERT, RoBERTa) and encoder-decoders (T5, BART).
@@ -98,6 +99,7 @@ def linearize_roles(
         model: changed in place.
         settings: the method's.
         layers: layer indices to convert, in encoder and decoder alike; all when None.
+        keep: layer indices that stay softmax although `layers` names them.
         cross: whether cross attention is converted too; else it keeps softmax over all of the source.
 
     Returns:
@@ -110,8 +112,9 @@ def linearize_roles(
     """
     found = discover_roles(model)
     known = {layer.index for layer in found}
-    missing = sorted(set(layers or ()) - known)
-    if missing or (layers is not None and not layers):
+    wanted = known if layers is None else set(layers)
+    missing = sorted((wanted | set(keep)) - known)
+    if missing or not wanted - set(keep):
         raise InputError(
             f"no attention layer {missing[:1]}: layers are {min(known)} to {max(known)}",
             hint="Name existing layers, or leave `layers` out to convert all.",
@@ -125,7 +128,7 @@ def linearize_roles(
             role=layer.role,
         )
         for layer in found
-        if (layers is None or layer.index in layers) and (cross or layer.role != "cross")
+        if layer.index in wanted - set(keep) and (cross or layer.role != "cross")
     ]
     become_linear(model, converted, hybrid=len(converted) < len(found))
     check_routing(model, converted)

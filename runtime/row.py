@@ -32,6 +32,7 @@ class Row:
             call).
         accept: rows of the previous call that became text.
         hidden: ``[E]`` hidden state of the last fed token.
+        source: what an encoder-decoder reads; `tokens` are then the decoder's.
         finish: why it ended, or None.
     """
 
@@ -46,6 +47,7 @@ class Row:
     fed: int = 0
     accept: Sequence[int] = ()
     hidden: npt.NDArray[np.float32] | None = None
+    source: Sequence[int] = ()
     finish: Finish | None = None
 
     @property

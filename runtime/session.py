@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,6 +131,17 @@ class Session(ABC):
 
         Selecting, reordering, duplicating, dropping and adding rows are all this; pending rows go along.
         """
+
+    def read(self, sources: Mapping[int, Sequence[int]]) -> None:
+        """Give rows their sources: what an encoder-decoder's decoder attends to besides its own text.
+
+        Args:
+            sources: tokens by row.
+
+        Raises:
+            InputError: when the model has no encoder.
+        """
+        raise InputError("this model has no encoder to read a source", hint="Give it a prompt instead.")
 
     @abstractmethod
     def read_state(self) -> dict[str, npt.NDArray[np.generic]]:

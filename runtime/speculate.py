@@ -90,6 +90,9 @@ class Decoder:
     def admit(self, rows: Sequence[Row]) -> None:
         """Add sequences to the batch; they read their prompts in the next steps."""
         self.session.fork([*range(len(self.rows)), *(-1 for _ in rows)])
+        sources = {len(self.rows) + i: row.source for i, row in enumerate(rows) if row.source}
+        if sources:
+            self.session.read(sources)
         self.rows.extend(rows)
         self.statistics.prompt_tokens += sum(len(row.tokens) - row.fed for row in rows)
 
@@ -147,6 +150,7 @@ class Decoder:
             nodes=nodes,
             params=row.params,
             random=row.random,
+            source=row.source,
         )
 
     def _choose(self, i: int, part: Part, output: StepOutput) -> Accepted | None:

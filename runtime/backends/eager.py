@@ -1,7 +1,7 @@
 """The step model in eager torch: the reference backend, and the one that needs no export."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,6 +57,7 @@ class EagerSession(Session):
                 LineaheadForCausalLM,
                 layers_of,
             )
+            from lineahead.plugins.augmented_attention.huggingface.seq2seq_step import Seq2SeqStepModel
             from lineahead.plugins.augmented_attention.huggingface.step_model import StepModel
         except ModuleNotFoundError as error:
             raise BackendError(
@@ -77,7 +78,8 @@ class EagerSession(Session):
                 f"{artifact.folder / 'model.safetensors'}: cannot load: {line}",
                 hint="Copy the file again, or convert the checkpoint again.",
             ) from error
-        model = StepModel(loaded.to(device), layers_of(loaded.config))
+        kind = Seq2SeqStepModel if loaded.config.is_encoder_decoder else StepModel
+        model = kind(loaded.to(device), layers_of(loaded.config))
         return cls(
             model,
             identity=artifact.identity,
@@ -130,6 +132,24 @@ class EagerSession(Session):
     @property
     def _device(self) -> Any:
         return self._model.model.device
+
+    def read(self, sources: Mapping[int, Sequence[int]]) -> None:
+        """Encode the sources of rows; as :meth:`Session.read`."""
+        import torch
+
+        if not self._model.extra_names:
+            super().read(sources)
+        width = max(len(source) for source in sources.values())
+        ids = np.zeros((len(sources), width), np.int64)
+        valid = np.zeros((len(sources), width), np.bool_)
+        for place, source in enumerate(sources.values()):
+            ids[place, : len(source)], valid[place, : len(source)] = source, True
+        with _reported():
+            summaries = self._model.read(self._tensor(ids), self._tensor(valid))
+        rows = torch.tensor(list(sources), device=self._device)
+        first = len(self._carried) - len(summaries)
+        for place, summary in enumerate(summaries, first):
+            self._carried[place] = self._carried[place].index_copy(0, rows, summary)
 
     def fork(self, rows: Sequence[int]) -> None:
         """Continue with `rows`; as :meth:`Session.fork`."""
@@ -191,9 +211,10 @@ def carried_names(model: Any) -> list[str]:
     """Names of the tensors that a step model carries from call to call, in its order."""
     from lineahead.plugins.step_graph import layer_ports
 
-    return [
+    ports = [
         name for layer in model.layers for name in layer_ports(layer.settings, layer.index, "past", "pending")
     ]
+    return ports + list(model.extra_names)
 
 
 @contextlib.contextmanager

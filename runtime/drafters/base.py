@@ -24,6 +24,7 @@ class DraftRow:
         nodes: most nodes below the root.
         params: how the request is sampled; a drafter that draws truncates its distribution with them.
         random: the request's random stream, for drafters that draw.
+        source: what an encoder-decoder has read; empty for other models.
     """
 
     request: int
@@ -33,6 +34,7 @@ class DraftRow:
     nodes: int
     params: SamplingParams
     random: np.random.Generator
+    source: Sequence[int] = ()
 
 
 class Drafter(Protocol):

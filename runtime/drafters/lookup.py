@@ -36,6 +36,8 @@ class _Index:
 class LookupDrafter:
     """Copies a chain of up to `max_nodes` tokens from the latest place where the text's last n-gram occurred.
 
+    An encoder-decoder's source counts as text before its target.
+
     Source: Saxena, 2023, "Prompt Lookup Decoding" (github.com/apoorvumang/prompt-lookup-decoding); here
     with an index that grows with the text, so a step costs the same at any length.
     """
@@ -68,10 +70,11 @@ class LookupDrafter:
 
     def _propose(self, row: DraftRow) -> Tree:
         index = self._indexes.setdefault(row.request, _Index(*self._sizes))
-        index.extend(row.tokens)
+        text = [*row.source, *row.tokens] if row.source else row.tokens
+        index.extend(text)
         count = min(self.max_nodes, row.nodes, row.depth)
-        position = index.find(row.tokens) if count > 0 else None
-        copied = [] if position is None else row.tokens[position : position + count]
+        position = index.find(text) if count > 0 else None
+        copied = [] if position is None else text[position : position + count]
         return chain([row.tokens[-1], *copied])
 
     def forget(self, requests: Iterable[int]) -> None:

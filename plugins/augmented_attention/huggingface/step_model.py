@@ -130,6 +130,11 @@ class StepModel(nn.Module):
                 or there are no output embeddings.
         """
         super().__init__()
+        if model.config.is_encoder_decoder and type(self) is StepModel:
+            raise ArchitectureError(
+                f"{type(model).__name__} is an encoder-decoder: its step graph cannot be exported yet",
+                hint="Decode it with the eager backend.",
+            )
         kept: list[SoftmaxLayer] = []
         if is_hybrid(model.config):
             kept = softmax_layers(model, {layer.index for layer in layers})
@@ -184,9 +189,19 @@ class StepModel(nn.Module):
         )
         position = (length + accept_count)[:, None] + tree_depth(ancestors)
         with _running(call):
-            logits = self.model(input_ids=input_ids, position_ids=position, use_cache=False).logits
+            logits = self.logits(input_ids, position)
         assert call.hidden is not None
         return (logits.float(), call.hidden.float(), length + accept_count, *self._present(call))
+
+    def logits(self, input_ids: Tensor, position: Tensor) -> Tensor:
+        """Run the model over the nodes ``[B, T]`` at their positions."""
+        logits: Tensor = self.model(input_ids=input_ids, position_ids=position, use_cache=False).logits
+        return logits
+
+    @property
+    def extra_names(self) -> list[str]:
+        """Names of the carried tensors that belong to no layer's ports."""
+        return []
 
     def empty(self, batch: int, *, rows: int = 0) -> list[Tensor]:
         """The `past` and `pending` arguments of the first call: no tokens, no pending rows.

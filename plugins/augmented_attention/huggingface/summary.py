@@ -111,6 +111,8 @@ class SummaryLayer(CacheLayerMixin):
     def _rows(self, pick: Callable[[Tensor], Tensor]) -> None:
         if self.summary is not None:
             self.summary = (pick(self.summary[0]), pick(self.summary[1]))
+            assert self.keys is not None
+            assert self.values is not None
             self.keys, self.values = pick(self.keys), pick(self.values)
 
 
