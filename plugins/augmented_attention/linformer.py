@@ -15,7 +15,8 @@ def initial_mixtures(settings: AttentionSettings, shape: LayerShape) -> Tensor:
     Source: Wang et al., 2020, arXiv:2006.04768, theorem 2.
     """
     columns = settings.feature_dim or shape.head_dim
-    return torch.randn(shape.kv_heads, shape.positions, columns) * float(columns) ** -0.5
+    mixture: Tensor = torch.randn(shape.kv_heads, shape.positions, columns) * float(columns) ** -0.5
+    return mixture
 
 
 def mixtures(
