@@ -53,12 +53,12 @@ def linearize(
         InputError: when `layers` or `keep` names no such layer, no layer is left, or the model is linear
             already.
     """
-    settings = replace(settings, causal=True)
     if any(ATTRIBUTE in module._modules for module in model.modules()):
         raise InputError(f"{type(model).__name__} is linear already", hint="Load the original checkpoint.")
-    route_attention(model)
     if is_two_sided(model):
-        return linearize_roles(model, settings, layers=layers, keep=keep)
+        return linearize_roles(model, settings, layers=layers, keep=() if keep == "local" else keep)
+    settings = replace(settings, causal=True)
+    route_attention(model)
     found = discover(model)
     keep = local_layers(model) if keep == "local" else keep
     wanted = {layer.index for layer in found} if layers is None else set(layers)

@@ -87,7 +87,7 @@ def padding_is_read_by_nobody(forms, name):
     case = TwoSided(forms, name, tokens=24, batch=len(counts))
     for row, count in enumerate(counts):
         for x in (case.query, case.key, case.value):
-            x[row, :, count:] = 1e3
+            x[row, :, count:] *= 1e3
     got = case.run(torch.tensor(counts))
     for row, count in enumerate(counts):
         alone = TwoSided(forms, name, tokens=24, batch=1)

@@ -53,6 +53,12 @@ def trained():
     return model.eval()
 
 
+@pytest.fixture(scope="module")
+def session(trained, plain):
+    """The trained model behind the eager backend; `plain` was generated before it was taken over."""
+    return session_of(trained)
+
+
 def session_of(model):
     steps = Seq2SeqStepModel(model, layers_of(model.config))
     info = SessionInfo(backend="eager")
@@ -83,9 +89,8 @@ def plain(trained, sources):
     return [trained.generate(torch.tensor([source]), **wanted)[0].tolist() for source in sources]
 
 
-def test_speculative_text_is_plain_text(trained, sources, plain):
+def test_speculative_text_is_plain_text(session, sources, plain):
     """More than 200 tokens over 16 groups; chains, trees, lookup in the source, and a ragged batch."""
-    session = session_of(trained)
     for source, want in zip(sources, plain, strict=True):
         (text,), _ = decode(session, [source], NoDrafter())
         assert text == want
@@ -104,12 +109,11 @@ def test_speculative_text_is_plain_text(trained, sources, plain):
         assert statistics.tokens_per_step > 1.5
 
 
-def test_trees_and_rollback_leave_no_trace(trained, sources, plain):
+def test_trees_and_rollback_leave_no_trace(session, sources, plain):
     """The state after drafts were accepted and rejected is the state after reading the text itself."""
     params = SamplingParams(max_tokens=70, ignore_eos=True)
 
     def state(tokens, until, drafter=None):
-        session = session_of(trained)
         row = Row(
             request=0, tokens=list(tokens), prompt=len(tokens), params=params, random=stream(params, 0),
             source=sources[0],
@@ -130,8 +134,7 @@ def test_trees_and_rollback_leave_no_trace(trained, sources, plain):
         assert np.abs(drafted[name] - tensor).max() <= 1e-4, name
 
 
-def test_rows_come_and_go_with_their_sources(trained, sources, plain):
-    session = session_of(trained)
+def test_rows_come_and_go_with_their_sources(session, sources, plain):
     params = SamplingParams(max_tokens=40, ignore_eos=True)
 
     def row(i):
