@@ -61,7 +61,7 @@ class _LinearConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """As the base, with the reference to the code beside it."""
-        return {**super().to_dict(), "auto_map": auto_map(self.lineahead["base_class"])}  # type: ignore[misc]
+        return {**super().to_dict(), "auto_map": auto_map(str(self.lineahead.get("base_class")))}  # type: ignore[misc]
 
 
 class _LinearModel:

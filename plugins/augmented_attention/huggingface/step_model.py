@@ -150,7 +150,8 @@ class StepModel(nn.Module):
                 f"{type(model).__name__} has no output embeddings", hint="Load it as a causal language model."
             )
         self.model = model.eval().requires_grad_(False)
-        require_given_positions(model)
+        if not model.config.is_encoder_decoder:  # whose decoder is given its positions by the subclass
+            require_given_positions(model)
         for layer in self.layers:
             for name, operand in zip(PARAMETERS, self._learned(layer), strict=True):
                 self.register_buffer(f"operand_{layer.index}_{name}", operand.detach(), persistent=False)
