@@ -148,8 +148,8 @@ OTHERS = [
     *_mutants(
         REFERENCE,
         ("reference: key heads interleaved", "h * shared // heads", "h % shared", ("times", 3)),
-        ("reference: window one wider", "i - j < settings.window", "i - j <= settings.window"),
-        ("reference: conv reversed", "conv[t] * v[i - t]", "conv[-1 - t] * v[i - t]"),
+        ("reference: window one wider", "abs(i - j) < settings.window", "abs(i - j) <= settings.window"),
+        ("reference: conv reversed", "conv[ahead + t] * v[i - t]", "conv[-1 - ahead - t] * v[i - t]"),
         ("reference: eps outside the root", "(x.square().sum(-1, keepdim=True) + eps).sqrt()", "(x.square().sum(-1, keepdim=True).sqrt() + eps)"),
         ("reference: sinks as other keys", "    if j < settings.sinks:\n        return True\n", ""),
     ),
