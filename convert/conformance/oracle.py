@@ -65,7 +65,7 @@ def _attention(
         attend = own if kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None else None
         softmax = attend or ALL_ATTENTION_FUNCTIONS["sdpa"]
         return softmax(module, query, key, value, attention_mask, scaling=scaling, **kwargs)  # type: ignore[no-any-return]
-    alpha, local_scale, conv, query_map, key_map = operator.operands()
+    alpha, local_scale, conv, query_map, key_map = operator.operands(query)
     output = augmented_attention_ref(
         query,
         key,

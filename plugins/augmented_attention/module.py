@@ -60,9 +60,13 @@ class AugmentedAttention(nn.Module):
     def _log_alpha(self) -> bool:
         return self.settings.divides and self.settings.normalizes == "all"
 
-    def operands(self) -> Operands:
-        """The PARAMETERS ports as the operator takes them; a one-element tensor where absent."""
-        anchor = next(itertools.chain(self.parameters(), self.buffers()), torch.ones(1))
+    def operands(self, like: Tensor) -> Operands:
+        """The PARAMETERS ports as the operator takes them; a one-element tensor where absent.
+
+        Args:
+            like: gives the device and dtype of what is absent where there are no parameters at all.
+        """
+        anchor = next(itertools.chain(self.parameters(), self.buffers()), like)
         one = anchor.new_ones(1)
         heads = anchor.new_ones(self.shape.heads)
         alpha = getattr(self, "alpha", None)
@@ -88,9 +92,9 @@ class AugmentedAttention(nn.Module):
         scale, settings = self.scale(scale), self.settings
         if not settings.causal:
             return bidirectional(
-                query, key, value, *self.operands(), settings=settings, scale=scale, count=count
+                query, key, value, *self.operands(query), settings=settings, scale=scale, count=count
             )
-        return parallel(query, key, value, *self.operands(), settings=settings, scale=scale)
+        return parallel(query, key, value, *self.operands(query), settings=settings, scale=scale)
 
     def scale(self, attention_scale: float) -> float:
         """The multiplier of ``q . k``: the layer's own, or 1 when queries and keys are normalised."""
@@ -118,12 +122,12 @@ class CrossAttention(AugmentedAttention):
         self, key: Tensor, value: Tensor, scale: float, valid: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """What is kept of a source; shapes as in :func:`cross.summarise`."""
-        key_map = self.operands()[-1]
+        key_map = self.operands(key)[-1]
         return summarise(key, value, key_map, settings=self.settings, scale=self.scale(scale), valid=valid)
 
     def attend(self, query: Tensor, state: Tensor, norm: Tensor, scale: float) -> Tensor:
         """Attend to a summary; shapes as in :func:`cross.cross_attention`."""
-        alpha, _, _, query_map, _ = self.operands()
+        alpha, _, _, query_map, _ = self.operands(query)
         settings = self.settings
         return cross_attention(
             query, state, norm, alpha, query_map, settings=settings, scale=self.scale(scale)

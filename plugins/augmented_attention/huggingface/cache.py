@@ -229,7 +229,7 @@ def _advance(
         "accept_index": rows.expand(batch, -1),
         "accept_count": count,
         **held.tensors,
-        **dict(zip(PARAMETERS, operator.operands(), strict=True)),
+        **dict(zip(PARAMETERS, operator.operands(query), strict=True)),
     }
     output, *state, pending_key = step(**inputs, settings=operator.settings, scale=scale)
     after = Held(

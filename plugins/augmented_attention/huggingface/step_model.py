@@ -166,7 +166,7 @@ class StepModel(nn.Module):
 
     def _learned(self, layer: LinearLayer | SoftmaxLayer) -> tuple[Tensor, ...]:
         if isinstance(layer, LinearLayer):
-            return self.operator(layer.index).operands()
+            return self.operator(layer.index).operands(next(self.model.parameters()))
         sizes = {"alpha": layer.shape.heads, "local_scale": layer.shape.heads}
         return tuple(torch.ones(sizes.get(name, 1), device=self.model.device) for name in PARAMETERS)
 

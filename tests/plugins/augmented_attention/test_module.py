@@ -29,6 +29,12 @@ def test_only_the_parameters_that_the_settings_use(name, expected, forms):
     assert {key for key, _ in build(forms, name).named_parameters()} == expected
 
 
+@pytest.mark.parametrize("name", ["augmented", "performer", "yoso", "relu", "flash-global"])
+def test_operands_follow_the_module_or_the_data_to_a_device(name, forms):
+    module = build(forms, name).to("meta")
+    assert {one.device.type for one in module.operands(torch.empty(1, device="meta"))} == {"meta"}
+
+
 def test_the_augmented_form_starts_with_its_window_alone(forms):
     """alpha = 0, conv = 0, local_scale = 1: the global term and the convolution come in by training."""
     module = build(forms, "augmented")

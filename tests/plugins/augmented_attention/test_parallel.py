@@ -33,7 +33,7 @@ def test_causal_after_optimiser_steps(name, forms):
             x[:, :, j:] = 7.0
         got = module(*changed, cases.SCALE).detach()
         cases.close(got[:, :, :j], want[:, :, :j], 1e-6, f"before token {j}")
-    case.parameters = tuple(x.detach() for x in module.operands())
+    case.parameters = tuple(x.detach() for x in module.operands(case.query))
     scale = module.scale(cases.SCALE)
     if scale == cases.SCALE:
         cases.close(cases.Decoder(case).chain([17, 1, 22]), want, 1e-4, "step form of the trained module")

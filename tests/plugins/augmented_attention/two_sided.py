@@ -138,7 +138,7 @@ def two_sided_module(forms, name):
     with torch.no_grad():
         for i, parameter in enumerate(module.parameters()):
             parameter.add_(0.1 * torch.sin(torch.arange(parameter.numel()) + i).reshape(parameter.shape))
-    case.parameters = tuple(x.detach() for x in module.operands())
+    case.parameters = tuple(x.detach() for x in module.operands(case.query))
     case.scale = module.scale(SCALE)
     if case.settings.conv_taps:
         assert module.conv.shape == (HEADS, 2 * case.settings.conv_taps - 1)
