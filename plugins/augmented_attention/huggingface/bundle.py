@@ -6,6 +6,7 @@ import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from pkgutil import iter_modules
 
 import lineahead
 from lineahead.errors import ExportError
@@ -13,6 +14,8 @@ from lineahead.plugins.augmented_attention.huggingface.modeling import CODE_FILE
 
 ENTRY = "lineahead.plugins.augmented_attention.huggingface.modeling"
 PACKAGE = "lineahead"
+METHODS = "lineahead.plugins.augmented_attention.methods"
+TABLES = ("FEATURE_MAPS", "LOCAL_KERNELS", "NORMALIZERS")
 HEADER = '''"""Linear attention with a constant-size state, for transformers.
 
 Made by lineahead {version} from its own source files (Apache-2.0); needs torch and transformers only.
@@ -40,13 +43,14 @@ def bundle(entry: str = ENTRY) -> str:
 
     Args:
         entry: module whose classes the artifact names; everything of this package that it imports is joined,
-            in dependency order, so that each thing is written once.
+            in dependency order, so that each thing is written once. Methods with parts of their own follow.
 
     Raises:
         ExportError: when two files define the same name, or one uses an import form that cannot be joined.
     """
     modules: dict[str, _Module] = {}
-    _collect(entry, modules)
+    for name in (entry, *_methods_with_parts()):
+        _collect(name, modules)
     owner: dict[str, str] = {}
     for module in modules.values():
         for name in module.defines:
@@ -76,6 +80,16 @@ def write(folder: Path) -> Path:
     partial.write_text(bundle(), encoding="utf-8")
     partial.replace(target)
     return target
+
+
+def _methods_with_parts() -> Iterator[str]:
+    """Files of ``methods/`` that enter something into a table of parts: no other file imports them."""
+    folder = _path(METHODS)
+    assert folder is not None
+    for file in sorted(iter_modules([str(folder.parent)]), key=lambda file: file.name):
+        name = f"{METHODS}.{file.name}"
+        if any(alias.name in TABLES for node in _read(name).internal for alias in node.names):
+            yield name
 
 
 def _collect(name: str, modules: dict[str, _Module]) -> None:
