@@ -27,7 +27,7 @@ from lineahead.convert.training.labelled import read_labelled
 from lineahead.convert.training.loop import Run, Trainer, resume_position, train
 from lineahead.convert.training.progress import Progress, Silent
 from lineahead.convert.training.transfer import TransferTrainer
-from lineahead.convert.training.weights import freeze, resolve_precision
+from lineahead.convert.training.weights import freeze, new_parameters, resolve_precision
 from lineahead.errors import ArchitectureError, InterruptedTrainingError, LineaheadError, SettingsError
 from lineahead.recipes.manifest import tool_versions
 from lineahead.recipes.schema import ClassifyStage, DistillStage, TransferStage
@@ -109,7 +109,7 @@ def _read_text(cell: Cell, job: Job, work: Path) -> dict[str, Any]:
     model.to(accelerator.device)
     runs = [
         _stage(cell, job, work / f"stage-{index}", index, model, tokenizer, accelerator)
-        for index in _stages(cell, study)
+        for index in _stages(cell, study, model)
     ]
     found = evaluate(
         model,
@@ -132,13 +132,13 @@ def _read_text(cell: Cell, job: Job, work: Path) -> dict[str, Any]:
     }
 
 
-def _stages(cell: Cell, study: Study) -> list[int]:
-    """Numbers of the stages that a cell runs; softmax attention has nothing to transfer to."""
+def _stages(cell: Cell, study: Study, model: PreTrainedModel) -> list[int]:
+    """Numbers of the stages that a cell runs; only a method with parameters has something to transfer to."""
     every = range(len(cell.row.stages))
-    if cell.settings is not None:
-        return list(every)
-    if study.models[cell.model].base is not None:
+    if cell.settings is None and study.models[cell.model].base is not None:
         return []
+    if new_parameters(model):
+        return list(every)
     return [index for index in every if not isinstance(cell.row.stages[index], TransferStage)]
 
 

@@ -15,7 +15,8 @@ def role_settings(
 ) -> AttentionSettings:
     """A method's settings for one kind of attention layer.
 
-    `encoder`: two-sided. `decoder`: causal. `cross`: the global term alone, over the whole source: a target
+    `encoder`: two-sided; a method without a local kernel has no group to leave out of its sum, which then
+    covers the whole text. `decoder`: causal. `cross`: the global term alone, over the whole source: a target
     position has no group in the source. Without a normalizer the sum would grow with the source, so rows are
     then brought to length 1, as the paper does in T5 (there over all heads at once, here per head).
 
@@ -53,6 +54,8 @@ def role_settings(
             normalizes="all",
         )
     found = replace(settings, causal=role == "decoder")
+    if role == "encoder" and settings.local == "none":
+        found = replace(found, pattern="none")
     if position_bias and unnormalised:
         found = replace(found, normalizer="l2", normalizes="all")
     if position_bias and settings.local != "none":

@@ -51,7 +51,8 @@ def test_every_method_has_roles_or_says_why_not(name):
     settings = PRESETS[name]
     encoder = role_settings(settings, "encoder")
     assert not encoder.causal
-    assert replace(encoder, causal=settings.causal) == settings
+    assert replace(encoder, causal=settings.causal, pattern=settings.pattern) == settings
+    assert encoder.pattern == ("none" if settings.local == "none" else settings.pattern)
     if "linformer" in name:
         for role in ("decoder", "cross"):
             with pytest.raises(SettingsError, match="linformer"):
