@@ -19,7 +19,7 @@ from lineahead.convert.training.distill import DistillTrainer
 from lineahead.convert.training.loop import Run, Trainer, resume_position, train
 from lineahead.convert.training.progress import Progress, Silent, stderr_progress
 from lineahead.convert.training.transfer import TransferTrainer
-from lineahead.convert.training.weights import Resolved, freeze, is_new, resolve_precision
+from lineahead.convert.training.weights import Resolved, freeze, is_new, require_trainable, resolve_precision
 from lineahead.convert.training.workspace import Workspace, open_workspace
 from lineahead.errors import RecipeError, TrainingError
 from lineahead.recipes.manifest import Manifest, Training, read_manifest
@@ -65,7 +65,7 @@ def finetune(
         The new manifest.
 
     Raises:
-        RecipeError: when there is nothing to do, or no text to do it with.
+        RecipeError: when there is nothing to do, no text to do it with, or a stage with nothing to train.
         TrainingError: when training fails, is interrupted (progress is saved), or cannot resume.
     """
     options = options or Options()
@@ -76,7 +76,7 @@ def finetune(
             f"recipe {recipe.name!r} names no training text",
             hint="Give data.files=[...], data.dataset, or data.samples={} for the teacher's own text.",
         )
-    read_manifest(artifact)
+    require_trainable(recipe.stages, read_manifest(artifact).model.new_parameters)
     accelerator = accelerate_on(options.device)
     main = accelerator.is_main_process
     job = _Job(

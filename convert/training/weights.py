@@ -1,12 +1,15 @@
 """Which of a linear model's parameters are new, and the precision of those that are not."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lineahead.errors import RecipeError
 from lineahead.plugins.augmented_attention.huggingface.layers import ATTRIBUTE
+from lineahead.recipes.schema import Stage, TransferStage
 
 Resolved = Literal["fp32", "bf16"]
 
@@ -19,6 +22,25 @@ def is_new(name: str) -> bool:
 def new_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     """The parameters that conversion added, by name."""
     return {name: parameter for name, parameter in model.named_parameters() if is_new(name)}
+
+
+def require_trainable(stages: Sequence[Stage], new: int) -> None:
+    """Refuse stages that train new parameters alone, under a method that has none.
+
+    Args:
+        stages: a recipe's, in order.
+        new: how many numbers conversion added.
+
+    Raises:
+        RecipeError: naming the stage.
+    """
+    for index, stage in enumerate(stages):
+        if new == 0 and (isinstance(stage, TransferStage) or stage.trainable == "new"):
+            raise RecipeError(
+                f"stage {index} ({stage.kind}) trains what conversion added, "
+                "and this method adds no parameters",
+                hint="Use a distill stage with trainable: lora or full in its place.",
+            )
 
 
 def tensors_of(model: PreTrainedModel) -> dict[str, Tensor]:

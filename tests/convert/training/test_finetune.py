@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lineahead.convert.checkpoint import load_model
-from lineahead.convert.pipeline import Options, finetune
+from lineahead.convert.pipeline import Options, convert_checkpoint, finetune
 from lineahead.convert.training.progress import Silent
 from lineahead.convert.training.workspace import workspace_of
 from lineahead.errors import RecipeError, TrainingError
@@ -116,7 +116,7 @@ SCRIPT = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from lineahead.convert.pipeline import Options, finetune
+from lineahead.convert.pipeline import Options, convert_checkpoint, finetune
 from lineahead.errors import TrainingError
 from lineahead.recipes.load import load_recipe
 torch.set_num_threads(1)
@@ -195,6 +195,20 @@ def test_nothing_to_do_or_nothing_to_do_it_with(artifact, recipe):
     assert not workspace_of(artifact).exists()
 
 
+@pytest.mark.parametrize("method", ["flash-global", "relu", "performer", "rfa", "transnormer", "yoso"])
+def test_a_stage_with_nothing_to_train_is_refused_first(source, recipe, tmp_path, method):
+    artifact, section = tmp_path / "artifact", {"preset": method}
+    before = convert_checkpoint(source, artifact, recipe(method=section))
+    assert before.model.new_parameters == 0
+    for stage in (TRANSFER, {**LORA, "trainable": "new"}):
+        message = rf"stage 1 \({stage['kind']}\).*no parameters"
+        with pytest.raises(RecipeError, match=message) as caught:
+            finetune(artifact, recipe(LORA, stage, method=section), options())
+        assert "distill" in caught.value.hint
+    assert read_manifest(artifact) == before
+    assert not workspace_of(artifact).exists()
+
+
 def test_recomputed_activations_change_nothing_but_memory(artifact, recipe, monkeypatch):
     from transformers.models.llama.modeling_llama import LlamaMLP
 
@@ -228,7 +242,7 @@ PROCESSES = """
 import sys
 from pathlib import Path
 import torch
-from lineahead.convert.pipeline import Options, finetune
+from lineahead.convert.pipeline import Options, convert_checkpoint, finetune
 from lineahead.recipes.load import load_recipe
 torch.set_num_threads(1)
 finetune(Path(sys.argv[1]), load_recipe(sys.argv[2]), Options(device="cpu"))
