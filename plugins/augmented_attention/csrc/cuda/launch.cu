@@ -27,6 +27,11 @@ int check(const Call& call, const Message& fail) {
   const Settings& s = call.settings;
   if (call.batch < 1 || call.nodes < 1 || call.shared < 1 || call.heads % call.shared)
     return fail(kInvalid, "batch %d, nodes %d, heads %d, key heads %d: impossible", call.batch, call.nodes, call.heads, call.shared);
+  const struct { const char* name; int value, count; } choices[] = {
+      {"local", s.local, kSoftmax + 1}, {"pattern", s.pattern, kSliding + 1}, {"map", s.map, kHedgehog + 1},
+      {"denominator", s.denominator, 2}, {"qk_norm", s.qk_norm, 2}, {"type", call.type, kBFloat16 + 1}};
+  for (const auto& one : choices)
+    if (one.value < 0 || one.value >= one.count) return fail(kUnsupported, "%s %d: this library has no such thing", one.name, one.value);
   if (call.dim % 8 || call.value_dim % 8 || call.dim > kMaxDim)
     return fail(kUnsupported, "head dimensions %d and %d: multiples of 8 up to %d are supported", call.dim, call.value_dim, kMaxDim);
   if (s.map == kHedgehog && (call.columns % 4 || call.features != 2 * call.columns))

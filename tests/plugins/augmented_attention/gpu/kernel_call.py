@@ -21,6 +21,20 @@ SIZES = (
 OUT_NAMES = ("output", "state_out", "norm_out", "window_key_out", "window_value_out", "pending_key_out")
 
 
+def refuse(settings: AttentionSettings) -> None:
+    """Raise when `Call` cannot say what `settings` mean."""
+    known = {
+        "local": LOCALS, "pattern": PATTERNS, "normalizer": ("none", "denominator"), "feature_map": MAPS,
+        "normalizes": ("all",), "local_norm": (False,), "causal": (True,),
+    }  # fmt: skip
+    for name, values in known.items():
+        if getattr(settings, name) not in values:
+            raise ValueError(f"the CUDA kernels have no {name} {getattr(settings, name)!r}")
+    rest = {"qk_norm", "window", "conv_taps", "sinks", "eps", "feature_dim"}  # of any value
+    if unread := set(settings.as_dict()) - set(known) - rest:
+        raise ValueError(f"the CUDA kernels do not read {min(unread)}")
+
+
 class Call(ctypes.Structure):
     """`Call` of csrc/cuda/call.h."""
 
@@ -50,6 +64,7 @@ class Kernels:
 
     def prepare(self, ports, out, settings: AttentionSettings, scale: float, value_slice: int = 0) -> Call:
         """The `Call` for tensors `ports` (by INPUTS) and `out` (by OUTPUTS)."""
+        refuse(settings)
         q, k, v = (ports[name] for name in ("query", "key", "value"))
         for name, port in (*ports.items(), *out.items()):
             assert port.is_contiguous(), name
