@@ -2,15 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
+import transformers
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from lineahead.convert.checkpoint import load_model, read_config
-from lineahead.convert.conformance.cells import FORMS, Cell, Form
+from lineahead.convert.conformance.cells import FORMS, Cell, Form, Kind
 from lineahead.convert.conformance.measure import Subject, measure
 from lineahead.convert.conformance.observe import FIRST_TOKEN, WINDOW
 from lineahead.convert.conformance.oracle import Text
@@ -44,7 +45,7 @@ def measure_artifact(
     settings = layers_of(model.config)[0].settings
     subject = Subject(
         family=str(config.get("base_model_type")),
-        kind="decoder",
+        kind=_kind(model),
         preset=_name(settings),
         forms=tuple(forms or FORMS),
     )
@@ -55,6 +56,12 @@ def measure_artifact(
     )
 
 
+def _kind(model: PreTrainedModel) -> Kind:
+    if model.config.is_encoder_decoder:
+        return "encoder-decoder"
+    return "encoder" if layers_of(model.config)[0].role == "encoder" else "decoder"
+
+
 def _prefix(model: PreTrainedModel, settings: AttentionSettings) -> Text:
     """A text that ends just before the first group or window does, so that what follows crosses it."""
     vocabulary = cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
@@ -63,9 +70,9 @@ def _prefix(model: PreTrainedModel, settings: AttentionSettings) -> Text:
 
 
 def _own_code(folder: Path) -> PreTrainedModel:
-    model = cast(Any, AutoModelForCausalLM).from_pretrained(
-        folder, trust_remote_code=True, dtype=torch.float32
-    )
+    names = read_config(folder).get("auto_map", {})
+    auto = next((name for name in names if name.startswith("AutoModel")), "AutoModelForCausalLM")
+    model = getattr(transformers, auto).from_pretrained(folder, trust_remote_code=True, dtype=torch.float32)
     if not hasattr(model.config, "lineahead"):
         raise ArtifactError(
             f"{folder}: its code makes a {type(model).__name__}", hint="Run it without that code."

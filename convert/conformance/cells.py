@@ -41,6 +41,22 @@ ABSENT: dict[tuple[Form, str], str] = {
     **{(form, "left padding"): _OWN_LENGTHS for form in ("step", "onnxruntime")},
     **{(form, "encoder"): _CAUSAL for form in ("step", "onnxruntime")},
 }
+_READS = "an encoder reads whole texts"
+ABSENT_OF: dict[Kind, dict[str, str]] = {
+    "decoder": {"encoder": "a decoder", "cross attention": "no encoder"},
+    "encoder": {
+        **dict.fromkeys(("prefill", "chunked prefill", "decode", "chain", "tree"), _READS),
+        "cross attention": "no decoder",
+    },
+    "encoder-decoder": {"left padding": "every target begins with one token: nothing stands before it"},
+}
+
+
+def absence(kind: Kind, form: Form, scenario: str) -> str | None:
+    """Why form and scenario do not meet for a kind of model; None when they do."""
+    if kind == "encoder" and (form, "encoder") in ABSENT:
+        return ABSENT[form, "encoder"]
+    return ABSENT.get((form, scenario)) or ABSENT_OF[kind].get(scenario)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +71,8 @@ class Cell:
         scenario: how it is called.
         status: ``ok``; ``failed``: it differs or breaks; ``refused``: the method or family cannot, and the
             package says so by name; ``absent``: form and scenario do not meet.
-        error: largest difference of the logits, relative where they exceed one; None where not measured.
+        error: largest difference of the logits (of an encoder: its hidden states), relative where they
+            exceed one; None where not measured.
         reason: why it is not ok.
     """
 

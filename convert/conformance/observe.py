@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
-from lineahead.convert.conformance.oracle import Text
+from lineahead.convert.conformance.oracle import Text, encoded
 from lineahead.convert.onnx.rollout import Array, Backend, Case, Turn, random_tree, run
 from lineahead.errors import ArchitectureError
 from lineahead.plugins.augmented_attention.huggingface.positions import require_given_positions
@@ -19,15 +19,23 @@ from lineahead.plugins.augmented_attention.schema import AttentionSettings
 WINDOW, TAPS, SINKS = 4, 3, 2
 LENGTHS = (11, 7)
 CHUNKS = (4, 1, 3, 2, 1)
+START = 0  # an encoder-decoder's first token
 FIRST_TOKEN = 3  # below it are the tiny models' special tokens
 
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """What a form gave after a text: logits ``[V]``."""
+    """What a form gave: logits ``[V]`` after a text, or hidden states ``[N, C]`` of all of an encoder's text.
+
+    Attributes:
+        text: tokens of a decoder's text up to this one; empty for an encoder's hidden states.
+        logits: see above.
+        source: the encoder's text, if there is an encoder.
+    """
 
     text: Text
     logits: NDArray[Any]
+    source: Text = ()
 
 
 def shrunk(settings: AttentionSettings) -> AttentionSettings:
@@ -46,11 +54,33 @@ def drawn_texts(vocabulary: int) -> list[Text]:
     return [tuple(rng.integers(FIRST_TOKEN, vocabulary, size=length).tolist()) for length in LENGTHS]
 
 
-def _along(text: Text, logits: Tensor) -> Iterator[Seen]:
+def _along(text: Text, logits: Tensor, source: Text = ()) -> Iterator[Seen]:
     """What is seen along a text: logits ``[len(text), V]`` of its last tokens."""
     first = len(text) - logits.shape[0]
     for i, row in enumerate(logits):
-        yield Seen(text=text[: first + i + 1], logits=row.double().numpy())
+        yield Seen(text=text[: first + i + 1], logits=row.double().numpy(), source=source)
+
+
+def _inputs(ids: Tensor, sources: Sequence[Text]) -> dict[str, Tensor]:
+    """A causal model's arguments; with sources, one a row, an encoder-decoder's."""
+    if not sources:
+        return {"input_ids": ids}
+    read, mask = padded(sources, left=False)
+    return {"input_ids": read, "attention_mask": mask, "decoder_input_ids": ids}
+
+
+@torch.no_grad()
+def read(model: PreTrainedModel, texts: Sequence[Text], *, left: bool = False) -> list[Seen]:
+    """An encoder's hidden states of texts side by side, padded where they are shorter."""
+    ids, mask = padded(texts, left=left)
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    if left and takes_positions(model):
+        inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
+    hidden = encoded(model, **inputs)
+    return [
+        Seen(text=(), logits=hidden[row][mask[row].bool()].double().numpy(), source=text)
+        for row, text in enumerate(texts)
+    ]
 
 
 def takes_positions(model: PreTrainedModel) -> bool:
@@ -63,59 +93,83 @@ def takes_positions(model: PreTrainedModel) -> bool:
 
 
 @torch.no_grad()
-def whole(model: PreTrainedModel, texts: Sequence[Text], *, left: bool = False) -> list[Seen]:
-    """The training form: texts side by side, padded where they are shorter."""
-    ids, mask = _padded(texts, left=left)
-    inputs = {"input_ids": ids, "attention_mask": mask}
+def whole(
+    model: PreTrainedModel, texts: Sequence[Text], sources: Sequence[Text] = (), *, left: bool = False
+) -> list[Seen]:
+    """The training form: texts side by side, padded where they are shorter, and so their sources."""
+    ids, mask = padded(texts, left=left)
+    inputs = {**_inputs(ids, sources), "decoder_attention_mask" if sources else "attention_mask": mask}
     if left and takes_positions(model):
         inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)  # as generate() numbers padded rows
     logits = model(**inputs, use_cache=False).logits
-    return [one for row, text in enumerate(texts) for one in _along(text, logits[row][mask[row].bool()])]
+    return [
+        one
+        for row, (text, source) in enumerate(_pairs(texts, sources))
+        for one in _along(text, logits[row][mask[row].bool()], source)
+    ]
+
+
+def _pairs(texts: Sequence[Text], sources: Sequence[Text]) -> list[tuple[Text, Text]]:
+    """Each text with its source, if there are sources."""
+    return list(zip(texts, sources or [()] * len(texts), strict=True))
 
 
 @torch.no_grad()
-def cached(model: PreTrainedModel, text: Text, sizes: Sequence[int]) -> list[Seen]:
-    """A text fed in calls of `sizes` tokens, with the cache that the model makes."""
+def cached(
+    model: PreTrainedModel, texts: Sequence[Text], sizes: Sequence[int], sources: Sequence[Text] = ()
+) -> list[Seen]:
+    """Texts of one length fed in calls of `sizes` tokens, with the cache that the model makes."""
     cache, parts = None, []
-    for part in torch.tensor([text]).split(list(sizes), 1):
-        result = model(input_ids=part, past_key_values=cache, use_cache=True)
+    for part in torch.tensor(list(texts)).split(list(sizes), 1):
+        result = model(**_inputs(part, sources), past_key_values=cache, use_cache=True)
         cache = result.past_key_values
-        parts.append(result.logits[0])
-    return list(_along(text, torch.cat(parts)))
+        parts.append(result.logits)
+    rows = zip(_pairs(texts, sources), torch.cat(parts, 1), strict=True)
+    return [one for (text, source), logits in rows for one in _along(text, logits, source)]
 
 
 @torch.no_grad()
-def cropped(model: PreTrainedModel, text: Text, *, start: int) -> list[Seen]:
+def cropped(model: PreTrainedModel, text: Text, source: Text = (), *, start: int) -> list[Seen]:
     """Chains of wrong tokens drafted along a text from `start`, and cropped from the cache."""
-    wrong = tuple(reversed(text))
-    result = model(input_ids=torch.tensor([text[:start]]), use_cache=True)
-    cache, seen, done = result.past_key_values, list(_along(text[:start], result.logits[0])), start
+    wrong, sources = tuple(reversed(text)), [source] if source else []
+    result = model(**_inputs(torch.tensor([text[:start]]), sources), use_cache=True)
+    cache, seen, done = result.past_key_values, list(_along(text[:start], result.logits[0], source)), start
     for accepted in (2, 0, 1, 3):
         drafted = text[done : done + accepted] + wrong[: 4 - accepted]
-        logits = model(input_ids=torch.tensor([drafted]), past_key_values=cache, use_cache=True).logits[0]
-        seen += _along(text[:done] + drafted, logits)
+        inputs = _inputs(torch.tensor([drafted]), sources)
+        logits = model(**inputs, past_key_values=cache, use_cache=True).logits[0]
+        seen += _along(text[:done] + drafted, logits, source)
         cache.crop(accepted - len(drafted))
         done += accepted
     return seen
 
 
 @torch.no_grad()
-def generated(model: PreTrainedModel, texts: Sequence[Text], *, tokens: int = 5) -> list[Seen]:
-    """Greedy text by ``generate()``, rows padded on the left, and the logits that it was chosen from."""
-    ids, mask = _padded(texts, left=True)
-    model.generation_config = GenerationConfig(pad_token_id=0, do_sample=False, max_new_tokens=tokens)
+def generated(
+    model: PreTrainedModel, texts: Sequence[Text], sources: Sequence[Text] = (), *, tokens: int = 5
+) -> list[Seen]:
+    """Greedy text by ``generate()``, rows padded on the left, and the logits that it was chosen from.
+
+    Sources are padded on the right, and `texts` are then of one length.
+    """
+    ids, mask = padded(texts, left=True)
+    model.generation_config = GenerationConfig(
+        pad_token_id=0, decoder_start_token_id=START, do_sample=False, max_new_tokens=tokens
+    )
+    inputs = {"attention_mask": mask, **_inputs(ids, sources)}
     result = cast(Any, model).generate(
-        input_ids=ids, attention_mask=mask, output_logits=True, return_dict_in_generate=True, use_cache=True
+        **inputs, output_logits=True, return_dict_in_generate=True, use_cache=True
     )
     seen = []
-    for row, text in enumerate(texts):
+    for row, (text, source) in enumerate(_pairs(texts, sources)):
         new = result.sequences[row, ids.shape[1] :].tolist()
         logits = torch.stack([one[row] for one in result.logits])
-        seen += list(_along((*text, *new[: len(logits) - 1]), logits))
+        seen += list(_along((*text, *new[: len(logits) - 1]), logits, source))
     return seen
 
 
-def _padded(texts: Sequence[Text], *, left: bool) -> tuple[Tensor, Tensor]:
+def padded(texts: Sequence[Text], *, left: bool) -> tuple[Tensor, Tensor]:
+    """Token ids and mask ``[B, N]`` of texts side by side."""
     width = max(len(text) for text in texts)
     ids, mask = torch.zeros(len(texts), width, dtype=torch.long), torch.zeros(len(texts), width).long()
     for row, text in enumerate(texts):
@@ -167,8 +221,8 @@ def _before(prefix: Text, batch: int) -> list[Turn]:
     return [turn] if prefix else []
 
 
-def stepped(backend: Backend, case: Case, empty: Sequence[Array]) -> list[Seen]:
-    """What a step graph gives for the nodes of every call."""
+def stepped(backend: Backend, case: Case, empty: Sequence[Array], sources: Sequence[Text] = ()) -> list[Seen]:
+    """What a step graph gives for the nodes of every call, from a state in which `sources` were read."""
     seen = []
     texts: list[Text] = [()] * len(case.turns[0].tokens)
     for turn, outputs in zip(case.turns, run(backend, case, empty), strict=True):
@@ -177,7 +231,8 @@ def stepped(backend: Backend, case: Case, empty: Sequence[Array]) -> list[Seen]:
             for node in range(len(tokens)):
                 path = sorted(np.flatnonzero(tree[node]), key=lambda one: int(tree[one].sum()))
                 drafted = tuple(int(tokens[one]) for one in path)
-                seen.append(Seen(text=text + drafted, logits=outputs[0][row, node]))
+                source = sources[row] if sources else ()
+                seen.append(Seen(text=text + drafted, logits=outputs[0][row, node], source=source))
         texts = [
             text + tuple(int(turn.tokens[row, node]) for node in turn.accepted[row])
             for row, text in enumerate(texts)

@@ -3,7 +3,7 @@
 import shlex
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,11 +91,11 @@ def measure_all(
     grid = subjects(families, presets, forms)
     kept = load_cells(output.with_suffix(".json")) if output is not None else []
     have = {(cell.family, cell.kind, cell.preset, cell.form) for cell in kept}
-    todo = [
-        one for one in grid if any((one.family, one.kind, one.preset, form) not in have for form in one.forms)
+    missing = [
+        replace(one, forms=tuple(f for f in one.forms if (one.family, one.kind, one.preset, f) not in have))
+        for one in grid
     ]
-    wanted = {(one.family, one.kind, one.preset) for one in todo}
-    kept = [one for one in kept if (one.family, one.kind, one.preset) not in wanted]
+    todo = [one for one in missing if one.forms]
     report = progress or Silent()
     report.start("conformance", len(todo))
     saved = time.monotonic()
@@ -111,22 +111,34 @@ def measure_all(
         if output is not None and kept:
             save_cells(output.with_suffix(".json"), kept)
     order = {(one.family, one.kind, one.preset): place for place, one in enumerate(subjects())}
-    kept.sort(key=lambda cell: order[cell.family, cell.kind, cell.preset])
+    kept.sort(key=lambda cell: (order[cell.family, cell.kind, cell.preset], list(FORMS).index(cell.form)))
     if output is not None:
-        write_text(output, as_markdown(kept, versions(), _command(kept)))
-    mine = {(one.family, one.kind, one.preset) for one in grid}
-    return [cell for cell in kept if (cell.family, cell.kind, cell.preset) in mine]
+        write_text(output, as_markdown(kept, versions(), commands(kept)))
+    mine = {(one.family, one.kind, one.preset, form) for one in grid for form in one.forms}
+    return [cell for cell in kept if (cell.family, cell.kind, cell.preset, cell.form) in mine]
 
 
-def _command(cells: Sequence[Cell]) -> str:
-    """The command that measures these cells."""
-    every = subjects()
-    parts = ["lineahead", "conformance"]
-    for option, name in (("--family", "family"), ("--preset", "preset")):
-        have = list(dict.fromkeys(getattr(cell, name) for cell in cells))
-        if set(have) != {getattr(one, name) for one in every}:
-            parts += [part for one in have for part in (option, one)]
-    forms = list(dict.fromkeys(cell.form for cell in cells))
-    if len(forms) < len(FORMS):
-        parts += [part for one in forms for part in ("--form", one)]
+def commands(cells: Sequence[Cell]) -> list[str]:
+    """The commands that measure these cells and no others."""
+    forms: dict[tuple[str, str], dict[str, None]] = {}
+    for cell in cells:
+        forms.setdefault((cell.family, cell.preset), {})[cell.form] = None
+    presets: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for (family, preset), ran in forms.items():
+        presets.setdefault((family, tuple(ran)), []).append(preset)
+    families: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str]] = {}
+    for (family, run), named in presets.items():
+        families.setdefault((tuple(named), run), []).append(family)
+    return [_command(names, named, run) for (named, run), names in families.items()]
+
+
+def _command(families: Sequence[str], presets: Sequence[str], forms: Sequence[str]) -> str:
+    every, parts = subjects(), ["lineahead", "conformance"]
+    for option, names, known in (
+        ("--family", families, {one.family for one in every}),
+        ("--preset", presets, {one.preset for one in every}),
+        ("--form", forms, set(FORMS)),
+    ):
+        if set(names) != known:
+            parts += [part for one in names for part in (option, one)]
     return shlex.join(parts)

@@ -31,7 +31,11 @@ from lineahead.recipes.files import write_text
 
 KINDS: dict[Kind, Sequence[str]] = {
     "decoder": tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
-    "encoder": tuple(MODEL_FOR_MASKED_LM_MAPPING_NAMES),
+    "encoder": tuple(
+        name
+        for name in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+        if name not in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
+    ),
     "encoder-decoder": tuple(MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES),
 }
 PACKAGES = ("torch", "transformers", "onnxruntime")

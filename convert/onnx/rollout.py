@@ -106,13 +106,13 @@ def run(backend: Backend, case: Case, empty: Sequence[Array]) -> Iterator[Sequen
     Args:
         backend: takes and returns arrays in the order of :mod:`lineahead.plugins.step_graph`.
         case: the calls.
-        empty: the first call's `past.*` and `pending.*` for one sequence.
+        empty: the first call's `past.*` and `pending.*`, each for one sequence or for all.
 
     Yields:
         Every call's outputs.
     """
     batch = len(case.turns[0].tokens)
-    past: Sequence[Array] = [np.repeat(x, batch, 0) for x in empty]
+    past: Sequence[Array] = [np.repeat(x, batch // len(x), 0) for x in empty]
     length: Array = np.zeros(batch, np.int64)
     accepted: list[list[int]] = [[] for _ in range(batch)]
     for turn in case.turns:

@@ -5,16 +5,18 @@ import json
 import pytest
 
 from lineahead.convert.conformance import measure as measure_module
+from lineahead.convert.conformance import oracle
 from lineahead.convert.conformance import report as report_module
 from lineahead.convert.conformance import run as run_module
 from lineahead.convert.conformance.artifact import measure_artifact
-from lineahead.convert.conformance.cells import ABSENT, BOUND, FORMS, SCENARIOS, Cell
+from lineahead.convert.conformance.cells import ABSENT, ABSENT_OF, BOUND, FORMS, SCENARIOS, Cell, absence
 from lineahead.convert.conformance.measure import Subject
 from lineahead.convert.conformance.report import measure_all, summary
 from lineahead.convert.conformance.run import measure_subject, run_grid, subjects
 from lineahead.convert.conformance.table import as_markdown, counts
 from lineahead.errors import ArchitectureError, InputError
-from lineahead.plugins.augmented_attention.huggingface import attention, cache, step_model
+from lineahead.plugins.augmented_attention.huggingface import attention, cache, seq2seq_step, step_model
+from lineahead.plugins.augmented_attention.huggingface import summary as summary_module
 from lineahead.plugins.augmented_attention.methods import PRESETS
 
 QUICK = tuple(form for form in FORMS if form != "onnxruntime")
@@ -78,6 +80,71 @@ def test_a_damaged_form_fails_and_the_others_do_not(place, name, forms, monkeypa
     assert not summary(cells).conforms
 
 
+@pytest.mark.parametrize(
+    ("family", "preset"), [*(("bert", name) for name in PRESETS), ("roberta", "augmented")]
+)
+def test_encoders(family, preset, one_thread):
+    cells = measure_subject(Subject(family=family, kind="encoder", preset=preset, forms=QUICK))
+    assert not by_status(cells, "failed")
+    assert not by_status(cells, "refused")
+    padded = {("training", one) for one in ("encoder", "batch", "left padding")}
+    assert set(by_status(cells, "ok")) == {("reference", "encoder"), *padded}
+
+
+@pytest.mark.parametrize(
+    ("family", "preset"),
+    [
+        ("bart", "augmented"),
+        *(("t5", one) for one in ("linformer", "flash-local", "augmented-relu", "softmax-hedgehog")),
+    ],
+)
+def test_encoder_decoders(family, preset, one_thread):
+    cells = measure_subject(Subject(family=family, kind="encoder-decoder", preset=preset))
+    assert not by_status(cells, "failed")
+    refused = by_status(cells, "refused")
+    if all(cell.status != "ok" for cell in cells):
+        assert {cell.reason.partition(":")[2] for cell in refused.values()} & {
+            " cross attention needs a sum over the source",
+        } or all("linformer" in cell.reason for cell in refused.values())
+        return
+    assert {form for form, _ in refused} == {"onnxruntime"}
+    assert all("cannot be exported yet" in cell.reason for cell in refused.values())
+    steps = ("prefill", "chunked prefill", "decode", "chain", "batch", "cross attention")
+    assert set(by_status(cells, "ok")) == {
+        *(("reference", one) for one in ("encoder", "prefill", "cross attention")),
+        *(("training", one) for one in ("encoder", "prefill", "batch", "cross attention")),
+        *(("generate", one) for one in steps),
+        *(("step", one) for one in (*steps, "tree")),
+    }
+
+
+@pytest.mark.parametrize(
+    ("family", "place", "name", "forms"),
+    [
+        ("bert", attention, "whole_text", {"reference", "training"}),
+        ("bert", measure_module, "scaled_error", {"reference", "training"}),
+        ("t5", attention, "whole_text", {"reference", "training", "generate"}),
+        ("t5", cache, "step", {"generate"}),
+        ("t5", step_model, "step", {"step"}),
+        ("t5", seq2seq_step, "whole_text", {"step"}),
+        ("t5", summary_module.SummaryLayer, "attend", {"generate"}),
+        ("t5", oracle, "_across", set(QUICK)),
+    ],
+)
+def test_damage_behind_an_encoder_is_seen(family, place, name, forms, monkeypatch, one_thread):
+    monkeypatch.setattr(place, name, off(getattr(place, name)))
+    kind = "encoder" if family == "bert" else "encoder-decoder"
+    cells = measure_subject(Subject(family=family, kind=kind, preset="augmented", forms=QUICK))
+    assert {form for form, _ in by_status(cells, "failed")} == forms
+
+
+def test_a_summary_of_padding_is_seen(monkeypatch, one_thread):
+    """The shorter row's padding is summed up: only calls of several rows see it."""
+    monkeypatch.setattr(seq2seq_step, "source_columns", lambda *_: None)
+    cells = measure_subject(Subject(family="t5", kind="encoder-decoder", preset="augmented", forms=("step",)))
+    assert set(by_status(cells, "failed")) == {("step", "batch"), ("step", "cross attention")}
+
+
 def test_a_form_that_breaks_is_a_failure_with_its_reason(monkeypatch, one_thread):
     def explode(*_, **__):
         raise RuntimeError("lost\nits way")
@@ -93,7 +160,8 @@ def test_what_cannot_be_served_is_refused_by_name(monkeypatch):
 
     monkeypatch.setattr(run_module, "linearize", refuse)
     cells = measure_subject(Subject(family="llama", kind="decoder", preset="augmented"))
-    assert len(by_status(cells, "refused")) == len(FORMS) * len(SCENARIOS) - len(ABSENT)
+    met = [absence("decoder", form, scenario) is None for form in FORMS for scenario in SCENARIOS]
+    assert len(by_status(cells, "refused")) == sum(met)
     assert {cell.reason for cell in cells if cell.status == "refused"} == {"mixes over positions"}
     assert not summary(cells).conforms
 
@@ -149,10 +217,10 @@ def test_the_page_shows_the_worst_of_each_kind():
         cell(preset="other", status="refused", error=None, reason="encoders only"),
         cell(family="bert", kind="encoder", status="failed", error=0.5, reason="differs"),
     ]
-    page = as_markdown(cells, {"torch": "2"}, "lineahead conformance")
+    page = as_markdown(cells, {"torch": "2"}, ["lineahead conformance"])
     assert "2 cells agree, 1 fail, 1 are refused" in page
     assert "| llama | 3e-06 | refused |" in page
-    assert "| bert (encoder) | **1 failed** |" in page
+    assert "| bert (encoder) | **1 failed** | not run |" in page
     assert "- encoders only: llama other" in page
     assert "- differs: bert augmented step tree" in page
     assert counts(cells) == {"failed": 1, "ok": 2, "refused": 1, "absent": 0}
@@ -162,6 +230,30 @@ def test_the_page_shows_the_worst_of_each_kind():
 def test_what_does_not_meet_is_known_by_name():
     assert {form for form, _ in ABSENT} <= set(FORMS)
     assert {scenario for _, scenario in ABSENT} <= set(SCENARIOS)
+    assert {scenario for one in ABSENT_OF.values() for scenario in one} <= set(SCENARIOS)
+
+
+def test_forms_are_added_to_a_run_and_the_page_names_what_made_it(tmp_path, monkeypatch):
+    ran = []
+
+    def quick(subject):
+        ran.extend((subject.preset, form) for form in subject.forms)
+        return [subject.cell(form, "prefill", status="ok", error=1e-7) for form in subject.forms]
+
+    monkeypatch.setattr(run_module, "measure_subject", quick)
+    output = tmp_path / "page.md"
+    measure_all(["llama"], ["augmented", "relu"], ["training", "step"], output=output)
+    found = measure_all(["llama"], ["relu"], ["step", "onnxruntime"], output=output)
+    assert ran[-1] == ("relu", "onnxruntime")
+    assert len(ran) == 5
+    assert {cell.form for cell in found} == {"step", "onnxruntime"}
+    page = output.read_text()
+    assert "| llama | not run | 1e-07 |" in page
+    for command in (
+        "lineahead conformance --family llama --preset augmented --form training --form step\n",
+        "lineahead conformance --family llama --preset relu --form training --form step --form onnxruntime\n",
+    ):
+        assert command in page
 
 
 @pytest.fixture
