@@ -289,7 +289,7 @@ def test_packages(reference, word):
         ("method: {preset: augmented}\nmethodd: 3\n", "methodd"),
         ("method: [1, 2\n", ""),
         ("- a\n- b\n", ""),
-        ("method: {pattern: ring}\n", "method.pattern"),
+        ("method: {window: 0}\n", "method.window"),
     ],
 )
 def test_recipes(text_, word, tmp_path):
