@@ -4,13 +4,14 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
+from transformers.cache_utils import Cache, DynamicLayer
 
 from lineahead.errors import InputError
+from lineahead.plugins.augmented_attention.huggingface.fixed_layer import FixedSizeLayer
 from lineahead.plugins.gated_attention_unit.attention import GroupState
 
 
-class UnitLayer(CacheLayerMixin):
+class UnitLayer(FixedSizeLayer):
     """State of one unit: its groups, and the last row that the token shift looks back at.
 
     Attributes:
@@ -19,10 +20,7 @@ class UnitLayer(CacheLayerMixin):
         tokens: how many it has seen.
     """
 
-    is_compileable = False
     is_croppable = False
-    is_sliding = False
-    supports_early_init = False
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -60,22 +58,6 @@ class UnitLayer(CacheLayerMixin):
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Width and offset of an attention mask."""
         return self.tokens + query_length, 0
-
-    def get_max_length(self) -> int:
-        """No maximum."""
-        return -1
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Pick rows for beam search: ``beam_idx [B']``."""
-        self._rows(lambda x: x.index_select(0, beam_idx.to(x.device)))
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat every row `repeats` times."""
-        self._rows(lambda x: x.repeat_interleave(repeats, 0))
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep the rows `indices`."""
-        self._rows(lambda x: x[indices.to(x.device)])
 
     def _rows(self, pick: Callable[[Tensor], Tensor]) -> None:
         if self.groups is None or self.shifted is None:

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import CacheLayerMixin
 
 from lineahead.errors import InputError
+from lineahead.plugins.augmented_attention.huggingface.fixed_layer import FixedSizeLayer
 from lineahead.plugins.augmented_attention.huggingface.padding import Packing
 from lineahead.plugins.augmented_attention.module import AugmentedAttention
 from lineahead.plugins.augmented_attention.schema import PARAMETERS, PENDING, STATE, state_shapes
@@ -42,7 +42,7 @@ class Held:
         )
 
 
-class StateLayer(CacheLayerMixin):
+class StateLayer(FixedSizeLayer):
     """Cache layer of one converted attention layer.
 
     `update` stores nothing; the attention function calls :meth:`attend`, which commits the last call's rows
@@ -51,10 +51,7 @@ class StateLayer(CacheLayerMixin):
     can be undone too.
     """
 
-    is_compileable = False
     is_croppable = True
-    is_sliding = False
-    supports_early_init = False
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -146,26 +143,10 @@ class StateLayer(CacheLayerMixin):
         """Width and offset of the attention mask."""
         return self.columns + query_length, 0
 
-    def get_max_length(self) -> int:
-        """No maximum."""
-        return -1
-
     def reset(self) -> None:
         """Forget everything."""
         self.columns, self._held, self.is_initialized = 0, None, False
         self._undo.clear()
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Pick rows for beam search: ``beam_idx [B']``."""
-        self._rows(lambda x: x.index_select(0, beam_idx.to(x.device)))
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat every row `repeats` times."""
-        self._rows(lambda x: x.repeat_interleave(repeats, 0))
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep the rows `indices`."""
-        self._rows(lambda x: x[indices.to(x.device)])
 
     @property
     def nbytes(self) -> int:

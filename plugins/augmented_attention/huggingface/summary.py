@@ -5,22 +5,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import CacheLayerMixin
 
+from lineahead.plugins.augmented_attention.huggingface.fixed_layer import FixedSizeLayer
 from lineahead.plugins.augmented_attention.module import CrossAttention
 
 
-class SummaryLayer(CacheLayerMixin):
+class SummaryLayer(FixedSizeLayer):
     """Cache layer of one converted cross attention layer.
 
     transformers hands the source's keys and values over once; the attention function sums them up, and what
     is kept does not depend on the lengths of source and target.
     """
 
-    is_compileable = False
     is_croppable = True
-    is_sliding = False
-    supports_early_init = False
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -77,25 +74,9 @@ class SummaryLayer(CacheLayerMixin):
         """Width and offset of a mask, which nothing here needs."""
         return query_length, 0
 
-    def get_max_length(self) -> int:
-        """No maximum."""
-        return -1
-
     def reset(self) -> None:
         """Forget the source."""
         self.summary, self.is_initialized = None, False
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Pick rows for beam search: ``beam_idx [B']``."""
-        self._rows(lambda x: x.index_select(0, beam_idx.to(x.device)))
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat every row `repeats` times."""
-        self._rows(lambda x: x.repeat_interleave(repeats, 0))
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep the rows `indices`."""
-        self._rows(lambda x: x[indices.to(x.device)])
 
     @property
     def nbytes(self) -> int:
