@@ -139,7 +139,7 @@ __device__ void weigh_row(const Block<T>& block, const Tile& tile, int i) {
     weight[c] = w;
   }
   float inverse = 1;
-  if (settings.denominator) {
+  if (settings.normalizer == kDenominator) {
     if (block.has_norm()) {
       float sum = 0;
       for (int f = lane; f < features; f += kLanes) sum = fmaf(phi[f], block.norm()[f], sum);

@@ -65,7 +65,7 @@ struct Block {
   __device__ T* staged_keys() const { return reinterpret_cast<T*>(shared + layout.key); }
   __device__ T* staged_values() const { return reinterpret_cast<T*>(shared + layout.value); }  // [columns, slice]
   __device__ bool has_state() const { return call.settings.map != kNoMap; }
-  __device__ bool has_norm() const { return has_state() && call.settings.denominator; }
+  __device__ bool has_norm() const { return lineahead::cuda::has_norm(call.settings); }
   __device__ int features() const { return has_state() ? call.features : 0; }
   __device__ const T* key_map() const { return static_cast<const T*>(call.key_map) + (size_t)g * call.dim * call.columns; }
   __device__ const T* query_map(int h) const {

@@ -29,7 +29,8 @@ int check(const Call& call, const Message& fail) {
     return fail(kInvalid, "batch %d, nodes %d, heads %d, key heads %d: impossible", call.batch, call.nodes, call.heads, call.shared);
   const struct { const char* name; int value, count; } choices[] = {
       {"local", s.local, kSoftmax + 1}, {"pattern", s.pattern, kSliding + 1}, {"map", s.map, kHedgehog + 1},
-      {"denominator", s.denominator, 2}, {"qk_norm", s.qk_norm, 2}, {"type", call.type, kBFloat16 + 1}};
+      {"normalizer", s.normalizer, kDenominator + 1}, {"normalizes", s.normalizes, kAll + 1},
+      {"local_norm", s.local_norm, 1}, {"qk_norm", s.qk_norm, 2}, {"type", call.type, kBFloat16 + 1}};
   for (const auto& one : choices)
     if (one.value < 0 || one.value >= one.count) return fail(kUnsupported, "%s %d: this library has no such thing", one.name, one.value);
   if (call.dim % 8 || call.value_dim % 8 || call.dim > kMaxDim)
@@ -102,5 +103,7 @@ extern "C" int lineahead_augmented_attention(const Call* call, void* stream, cha
 extern "C" size_t lineahead_ticket_count(const Call* call) {
   return (size_t)call->batch * call->shared * ((call->value_dim + 15) / 16 + 1);
 }
+
+extern "C" size_t lineahead_workspace_size(const Call*) { return 0; }
 
 extern "C" size_t lineahead_call_size(void) { return sizeof(Call); }

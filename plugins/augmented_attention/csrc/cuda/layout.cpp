@@ -42,7 +42,7 @@ Layout cut(const Call& call, int slice, bool staged) {
   const int row_count = std::max(layout.tile, layout.fold_tile) + per_thread - 1;
   Allocator memory;
   layout.state = memory.take_floats(features * slice);
-  layout.norm = memory.take_floats(settings.denominator ? features : 0);
+  layout.norm = memory.take_floats(has_norm(settings) ? features : 0);
   layout.weight = memory.take_floats(layout.tile * layout.weight_stride);
   layout.row = memory.take_floats(row_count * call.dim);
   layout.phi = memory.take_floats(layout.fold_tile * features);

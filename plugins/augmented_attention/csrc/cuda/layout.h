@@ -24,6 +24,18 @@ struct Device {
   int shared_memory;  // bytes a block may have
 };
 
+#ifdef __CUDACC__
+#define LINEAHEAD_BOTH __host__ __device__
+#else
+#define LINEAHEAD_BOTH
+#endif
+
+// schema.AttentionSettings's properties of these names.
+LINEAHEAD_BOTH inline bool has_state(const Settings& settings) { return settings.map != kNoMap; }
+LINEAHEAD_BOTH inline bool has_norm(const Settings& settings) {
+  return has_state(settings) && settings.normalizer == kDenominator && settings.normalizes != kLocal;
+}
+
 int ring_rows(const Settings& settings);
 int rows_per_thread(const Call& call);
 

@@ -9,9 +9,8 @@ namespace lineahead::cuda {
 __device__ inline void pass_unused(const Call& call) {
   const uint3 block = block_index();
   if (thread_index() || block.x || block.y || block.z) return;
-  const bool has_state = call.settings.map != kNoMap;
-  if (!has_state && call.state_out && call.state_out != call.state) *call.state_out = *call.state;
-  if (!(has_state && call.settings.denominator) && call.norm_out && call.norm_out != call.norm) *call.norm_out = *call.norm;
+  if (!has_state(call.settings) && call.state_out && call.state_out != call.state) *call.state_out = *call.state;
+  if (!has_norm(call.settings) && call.norm_out && call.norm_out != call.norm) *call.norm_out = *call.norm;
 }
 
 template <int kRows, typename T>

@@ -5,18 +5,19 @@ from pathlib import Path
 
 import torch
 
-from lineahead.plugins.augmented_attention.schema import INPUTS, OUTPUTS, AttentionSettings
+from lineahead.plugins.augmented_attention.schema import INPUTS, OUTPUTS, PATTERNS, SCOPES, AttentionSettings
 
-LOCALS, PATTERNS, MAPS = (
-    ("none", "relu2", "softmax"),
-    ("none", "grouped", "sliding"),
-    ("none", "identity", "hedgehog"),
-)
+LOCALS = ("none", "relu2", "softmax", "yoso")
+MAPS = ("none", "identity", "hedgehog", "elu1", "relu", "performer", "rfa")
+NORMALIZERS = ("none", "denominator", "l2", "rms")
 TYPES = (torch.float32, torch.float16, torch.bfloat16)
-SETTINGS = ("local", "pattern", "map", "denominator", "qk_norm", "window", "taps", "sinks")
+SETTINGS = (
+    "local", "pattern", "map", "normalizer", "normalizes", "qk_norm", "local_norm", "window", "taps", "sinks",
+)  # fmt: skip
 SIZES = (
     "type", "index_bytes", "ancestor_bytes", "batch", "heads", "shared", "nodes", "dim", "value_dim",
-    "features", "columns", "pending", "accepted", "alpha_step", "local_scale_step", "slice",
+    "features", "columns", "pending", "accepted", "alpha_step", "local_scale_step", "slice", "chain",
+    "variant",
 )  # fmt: skip
 OUT_NAMES = ("output", "state_out", "norm_out", "window_key_out", "window_value_out", "pending_key_out")
 
@@ -24,8 +25,8 @@ OUT_NAMES = ("output", "state_out", "norm_out", "window_key_out", "window_value_
 def refuse(settings: AttentionSettings) -> None:
     """Raise when `Call` cannot say what `settings` mean."""
     known = {
-        "local": LOCALS, "pattern": PATTERNS, "normalizer": ("none", "denominator"), "feature_map": MAPS,
-        "normalizes": ("all",), "local_norm": (False,), "causal": (True,),
+        "local": LOCALS[:3], "pattern": PATTERNS, "normalizer": NORMALIZERS[:2], "feature_map": MAPS[:3],
+        "normalizes": SCOPES[:1], "local_norm": (False,), "causal": (True,),
     }  # fmt: skip
     for name, values in known.items():
         if getattr(settings, name) not in values:
@@ -42,10 +43,12 @@ class Call(ctypes.Structure):
         *((name, ctypes.c_int32) for name in SETTINGS),
         ("eps", ctypes.c_float),
         ("scale", ctypes.c_float),
+        ("floor", ctypes.c_float),
         *((name, ctypes.c_int32) for name in SIZES),
         *((f"in_{name}", ctypes.c_void_p) for name in INPUTS),
         *((name, ctypes.c_void_p) for name in OUT_NAMES),
         ("tickets", ctypes.c_void_p),
+        ("workspace", ctypes.c_void_p),
     ]
 
 
@@ -70,8 +73,10 @@ class Kernels:
             assert port.is_contiguous(), name
         call = Call(
             local=LOCALS.index(settings.local), pattern=PATTERNS.index(settings.pattern),
-            map=MAPS.index(settings.feature_map), denominator=settings.normalizer == "denominator",
-            qk_norm=settings.qk_norm, window=settings.window, taps=settings.conv_taps, sinks=settings.sinks,
+            map=MAPS.index(settings.feature_map), normalizer=NORMALIZERS.index(settings.normalizer),
+            normalizes=SCOPES.index(settings.normalizes), qk_norm=settings.qk_norm,
+            local_norm=settings.local_norm, floor=settings.floor, window=settings.window,
+            taps=settings.conv_taps, sinks=settings.sinks,
             eps=settings.eps, scale=scale, type=TYPES.index(q.dtype),
             index_bytes=ports["length"].element_size(), ancestor_bytes=ports["ancestors"].element_size(),
             batch=q.shape[0], heads=q.shape[1], shared=k.shape[1], nodes=q.shape[2], dim=q.shape[3],
