@@ -1,5 +1,6 @@
 """What commands share: one-line errors, results as JSON or tables, options that several of them take."""
 
+import contextlib
 import errno
 import json
 import logging
@@ -7,7 +8,7 @@ import os
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 PRECISION = click.Choice(("fp32", "int8", "int4"))
+CERTIFIED = click.Choice(("int8", "int4", "bf16", "fp16"))
 BACKEND = click.Choice(("onnxruntime", "eager"))
 DRAFTER = click.Choice(("none", "lookup", "medusa"))
 DEVICE = click.Choice(("cpu", "cuda"))
@@ -77,6 +79,22 @@ def note(message: str) -> None:
     """Progress, for people; --quiet drops it."""
     if not click.get_current_context().find_root().params.get("quiet"):
         click.echo(message, err=True)
+
+
+@contextlib.contextmanager
+def counting() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on stderr for work that reports its name, what is done, and how much there is in all."""
+    from tqdm import tqdm
+
+    bar = tqdm(total=1, bar_format="{desc}: {n_fmt} of {total_fmt} {bar} {elapsed}", leave=False)
+
+    def report(name: str, done: int, total: int) -> None:
+        bar.set_description_str(name, refresh=False)
+        bar.total, bar.n = total, done
+        bar.refresh()
+
+    with contextlib.closing(bar):
+        yield report
 
 
 def show(result: Mapping[str, Any] | Sequence[Mapping[str, Any]], as_json: bool) -> None:

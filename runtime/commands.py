@@ -2,12 +2,15 @@
 
 import json
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 import click
 
+from lineahead.errors import InputError
 from lineahead.recipes.console import (
+    CERTIFIED,
     DRAFTER,
     PRECISION,
     artifact_argument,
@@ -28,6 +31,9 @@ from lineahead.recipes.console import (
 @click.option("--batch", default=4, help="Rows of the batched check.")
 @click.option("--temperature", default=0.0, help="Above 0, the same seeds must give the same text.")
 @click.option("--seed", default=0, help="Of the random streams.")
+@click.option("--certificate", is_flag=True, help="Check everything and write certificate.json to ARTIFACT.")
+@click.option("--also", multiple=True, type=CERTIFIED, help="With --certificate: other precisions to check.")
+@click.option("--samples", default=2000, help="With --certificate: sampled pairs for each shape of draft.")
 @backend_options
 @json_option
 def verify(
@@ -36,12 +42,17 @@ def verify(
     count: int,
     temperature: float,
     seed: int,
+    certificate: bool,
+    also: tuple[str, ...],
+    samples: int,
     as_json: bool,
     **options: Any,
 ) -> None:
     """Prove that speculation does not change the text of ARTIFACT: chains, trees, lookup, heads, batches.
 
-    The exit status is 1 when a text differs.
+    The exit status is 1 when a text differs. A certificate also compares sampled text with the target's
+    exact distribution and the state after rejections with one built from the text alone, classifies the
+    differences of other precisions, and names the files and the code by their hashes.
     """
     from lineahead.runtime import demo as examples
     from lineahead.runtime.bench.report import read_prompts
@@ -50,12 +61,60 @@ def verify(
     from lineahead.runtime.verify import verify as compare
 
     sizes = {name: options.pop(name) for name in ("tokens", "batch")}
+
+    def texts(generator: Generator) -> Sequence[Any]:
+        return read_prompts(prompts, count) if prompts else examples.prompts(generator)
+
+    if certificate:
+        _certify(
+            artifact,
+            texts,
+            also,
+            {"tokens": sizes["tokens"], "samples": samples, "seed": seed},
+            options,
+            as_json,
+        )
     generator = Generator.load(artifact, **options)
-    texts = read_prompts(prompts, count) if prompts else examples.prompts(generator)
     params = SamplingParams(temperature=temperature, seed=seed)
-    report = compare(generator, texts, params=params, **sizes)
+    report = compare(generator, texts(generator), params=params, **sizes)
     show(report.as_dict(), as_json)
     sys.exit(0 if report.identical else 1)
+
+
+def _certify(
+    artifact: Path,
+    texts: Callable[[Any], Sequence[Any]],
+    also: Sequence[str],
+    sizes: dict[str, int],
+    options: dict[str, Any],
+    as_json: bool,
+) -> None:
+    """Write the certificate, print a summary, and exit."""
+    from lineahead.recipes.console import counting
+    from lineahead.runtime.certificate.document import FILE, certify, write_certificate
+    from lineahead.runtime.generate import Generator
+
+    if options.pop("precision") != "fp32":
+        raise InputError("--precision with --certificate", hint="Name other precisions with --also.")
+
+    def opener(precision: str) -> Generator:
+        chosen = {**options, "backend": "eager"} if precision in ("bf16", "fp16") else options
+        return Generator.load(artifact, precision=precision, **chosen)
+
+    with counting() as progress:
+        made = certify(opener, texts, reduced=also, progress=progress, **sizes)
+    write_certificate(made, artifact / FILE)
+    summary = {
+        "passed": made.passed,
+        "identical": made.identical,
+        "defects": made.defects,
+        "near_ties": made.near_ties,
+        "sampling": {one.drafter: round(one.test.p_value, 4) for one in made.samples},
+        "state_difference": made.state.difference,
+        "file": str(artifact / FILE),
+    }
+    show(made.as_dict() if as_json else summary, as_json)
+    sys.exit(0 if made.passed else 1)
 
 
 @click.command()
