@@ -26,6 +26,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from lineahead.convert.replace import linearize
 from lineahead.errors import ArchitectureError
 from lineahead.plugins.augmented_attention.huggingface.attention import teacher
+from lineahead.plugins.augmented_attention.huggingface.fixed_layer import CACHE
 from lineahead.plugins.augmented_attention.huggingface.layers import ATTRIBUTE
 from lineahead.plugins.augmented_attention.methods import preset
 from lineahead.plugins.augmented_attention.schema import AttentionSettings
@@ -286,7 +287,7 @@ def _chunked(model: PreTrainedModel, ids: Tensor) -> Tensor:
     cache, outputs, start = DynamicCache(config=model.config.get_text_config(decoder=True)), [], 0
     for size in CHUNKS:
         part = ids[:, start : start + size]
-        outputs.append(model(input_ids=part, past_key_values=cache, use_cache=True).logits)
+        outputs.append(model(input_ids=part, use_cache=True, **{CACHE: cache}).logits)
         start += size
     return torch.cat(outputs, 1)
 

@@ -2,7 +2,8 @@
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -128,6 +129,8 @@ def _certify(
 @click.option("--governed", is_flag=True, help="Let measured costs choose the draft length.")
 @click.option("--typical", is_flag=True, help="Medusa's typical acceptance: LOSSY, changes the distribution.")
 @click.option("--ignore-position-limit", is_flag=True, help="Go on past the trained positions.")
+@click.option("--state", type=click.Path(path_type=Path), help="Go on from a file of `lineahead prefix`.")
+@click.option("-n", "--samples", default=1, help="Answers, side by side; each has its own random stream.")
 @click.option("--stats", is_flag=True, help="Print counts and times to stderr.")
 @sampling_options
 @backend_options
@@ -143,11 +146,13 @@ def generate(
     governed: bool,
     typical: bool,
     ignore_position_limit: bool,
+    state: Path | None,
+    samples: int,
     stats: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Stream an answer of ARTIFACT to standard output."""
+    """Stream an answer of ARTIFACT to standard output; of several, each when it is finished."""
     from lineahead.runtime import acceptance
     from lineahead.runtime.generate import Generator, open_drafter
     from lineahead.runtime.sampling import SamplingParams
@@ -167,28 +172,94 @@ def generate(
     )
     if chat is None:
         chat = generator.tokenizer.template is not None
-    tokens = generator.chat([{"role": "user", "content": text}]) if chat else generator.encode(text)
-    events = generator.stream(
-        [tokens],
-        params,
-        drafter=drafter,
-        acceptance=acceptance.typical() if typical else acceptance.lossless,
-        governed=governed,
-        ignore_position_limit=ignore_position_limit,
-    )
-    pieces: list[str] = []
-    for event in events:
-        pieces.append(event.text)
-        if not as_json:
-            click.echo(event.text, nl=False)
-            sys.stdout.flush()
+    common: dict[str, Any] = {"drafter": drafter, "ignore_position_limit": ignore_position_limit}
+    if state is not None:
+        from lineahead.runtime.prefix import chat_parts, continue_prefix
+
+        if typical or governed:
+            raise InputError("--state with --typical or --governed", hint="Leave one of them out.")
+        rest = chat_parts(generator, "", text)[1] if chat else generator.tokenizer.encode(text, special=False)
+        events = continue_prefix(generator, state, rest, [params] * samples, **common)
+    else:
+        tokens = generator.chat([{"role": "user", "content": text}]) if chat else generator.encode(text)
+        events = generator.stream(
+            [tokens] * samples,
+            params,
+            acceptance=acceptance.typical() if typical else acceptance.lossless,
+            governed=governed,
+            **common,
+        )
+    texts = _echoed(events, samples, live=samples == 1 and not as_json)
     figures = generator.statistics.as_dict()
     if as_json:
-        show({"text": "".join(pieces), "lossless": not typical, "statistics": figures}, as_json)
+        found = {"text": texts[0]} if samples == 1 else {"texts": texts}
+        show({**found, "lossless": not typical, "statistics": figures}, as_json)
         return
-    click.echo()
+    click.echo("" if samples == 1 else "\n\n---\n\n".join(texts))
     if stats:
         note(json.dumps(figures))
+
+
+def _echoed(events: Iterable[Any], samples: int, *, live: bool) -> list[str]:
+    """The texts; a single one is printed as it comes."""
+    texts = [""] * samples
+    for event in events:
+        texts[event.request] += event.text
+        if live:
+            click.echo(event.text, nl=False)
+            sys.stdout.flush()
+    return texts
+
+
+@click.command()
+@artifact_argument
+@click.option("-f", "--file", required=True, type=click.File(encoding="utf-8"), help="The text to read.")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="File to write.")
+@click.option("--chat/--raw", default=None, help="As a chat turn's beginning [default: with a template].")
+@click.option("--chunk", default=256, help="Tokens per call of the model.")
+@click.option("--ignore-position-limit", is_flag=True, help="Go on past the trained positions.")
+@backend_options
+@json_option
+def prefix(
+    artifact: Path,
+    file: TextIO,
+    output: Path,
+    chat: bool | None,
+    chunk: int,
+    ignore_position_limit: bool,
+    as_json: bool,
+    **backend: Any,
+) -> None:
+    """Read a long text once and keep ARTIFACT's decoding state, to be answered from with `generate --state`.
+
+    The file has the same size for any text; it is refused by other models, and when it is damaged.
+    """
+    from lineahead.recipes.console import counting
+    from lineahead.runtime.generate import Generator
+    from lineahead.runtime.prefix import chat_parts, read_prefix, save_prefix
+
+    text = read_prompt(None, file)
+    generator = Generator.load(artifact, **backend)
+    if chat is None:
+        chat = generator.tokenizer.template is not None
+    tokens = chat_parts(generator, text)[0] if chat else generator.encode(text)
+    begun = time.perf_counter()
+    with counting() as progress:
+        read_prefix(
+            generator, tokens, chunk=chunk, ignore_position_limit=ignore_position_limit, progress=progress
+        )
+    seconds = time.perf_counter() - begun
+    save_prefix(generator, tokens, output)
+    show(
+        {
+            "tokens": len(tokens),
+            "seconds": round(seconds, 2),
+            "tokens_per_s": round(len(tokens) / seconds, 1),
+            "bytes": output.stat().st_size,
+            "file": str(output),
+        },
+        as_json,
+    )
 
 
 @click.command()
@@ -243,4 +314,4 @@ def doctor(artifact: Path | None, as_json: bool) -> None:
     sys.exit(0 if healthy else 1)
 
 
-COMMANDS: tuple[click.Command, ...] = (generate, verify, bench, doctor)
+COMMANDS: tuple[click.Command, ...] = (generate, prefix, verify, bench, doctor)

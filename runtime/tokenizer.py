@@ -73,7 +73,11 @@ class Tokenizer:
     def chat(
         self, messages: Sequence[Mapping[str, Any]], *, reply: bool = True, **variables: Any
     ) -> list[int]:
-        """Tokens of a conversation under the model's own chat template.
+        """Tokens of a conversation; arguments and errors as :meth:`render`."""
+        return self.encode(self.render(messages, reply=reply, **variables), special=False)
+
+    def render(self, messages: Sequence[Mapping[str, Any]], *, reply: bool = True, **variables: Any) -> str:
+        """Text of a conversation under the model's own chat template.
 
         Args:
             messages: each with ``role`` and ``content``.
@@ -94,14 +98,13 @@ class Tokenizer:
         environment.globals["raise_exception"] = _refuse
         environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
         try:
-            text = environment.from_string(self.template).render(
+            return environment.from_string(self.template).render(
                 messages=list(messages), add_generation_prompt=reply, **{**self.special, **variables}
             )
         except (TemplateError, SecurityError, TypeError) as error:
             raise InputError(
                 f"the chat template refused the messages: {error}", hint="Check roles and content."
             ) from error
-        return self.encode(text, special=False)
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -29,9 +29,9 @@ class Divergence:
         plain: the token of plain decoding.
         found: the token of speculative decoding.
         margin: logit of `plain` minus logit of `found` after the common text.
-        noise: largest change of those logits, read token by token, when the decoding state is off by about one
-            rounding a few tokens earlier. It does not depend on drafts: what drafting gets wrong cannot hide
-            in it.
+        noise: largest change of those logits, read token by token, when the decoding state is off by about
+            one rounding a few tokens earlier. It does not depend on drafts: what drafting gets wrong cannot
+            hide in it.
         near_tie: whether the margin is within twice the noise: rounding, not a defect. A seeded sampling run
             has no margin and counts as a defect.
     """
@@ -250,14 +250,12 @@ def _read_shaken(session: Session, text: Sequence[int], seed: int) -> Floats:
     read(session, text[:-last], 1)
     session.flush(np.zeros((1, 1), np.int64), np.ones(1, np.int64))
     random, rounding = np.random.default_rng(seed), ROUNDING.get(session.info.precision, 2.0**-22)
-    session.write_state(
-        {
-            name: (array * (1 + rounding * random.standard_normal(array.shape))).astype(array.dtype)
-            if array.dtype.kind == "f"
-            else array
-            for name, array in session.read_state().items()
-        }
-    )
+    state = session.read_state()
+    for name, array in state.items():
+        if np.issubdtype(array.dtype, np.floating):
+            off = 1 + rounding * random.standard_normal(array.shape)
+            state[name] = np.multiply(array, off).astype(array.dtype)
+    session.write_state(state)
     return _read_on(session, text[-last:], 1)
 
 

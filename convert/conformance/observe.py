@@ -13,6 +13,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from lineahead.convert.conformance.oracle import Text, encoded
 from lineahead.convert.onnx.rollout import Array, Backend, Case, Turn, random_tree, run
 from lineahead.errors import ArchitectureError
+from lineahead.plugins.augmented_attention.huggingface.fixed_layer import CACHE
 from lineahead.plugins.augmented_attention.huggingface.positions import require_given_positions
 from lineahead.plugins.augmented_attention.schema import AttentionSettings
 
@@ -121,8 +122,8 @@ def cached(
     """Texts of one length fed in calls of `sizes` tokens, with the cache that the model makes."""
     cache, parts = None, []
     for part in torch.tensor(list(texts)).split(list(sizes), 1):
-        result = model(**_inputs(part, sources), past_key_values=cache, use_cache=True)
-        cache = result.past_key_values
+        result = model(**_inputs(part, sources), use_cache=True, **{CACHE: cache})
+        cache = result[CACHE]
         parts.append(result.logits)
     rows = zip(_pairs(texts, sources), torch.cat(parts, 1), strict=True)
     return [one for (text, source), logits in rows for one in _along(text, logits, source)]
@@ -133,11 +134,11 @@ def cropped(model: PreTrainedModel, text: Text, source: Text = (), *, start: int
     """Chains of wrong tokens drafted along a text from `start`, and cropped from the cache."""
     wrong, sources = tuple(reversed(text)), [source] if source else []
     result = model(**_inputs(torch.tensor([text[:start]]), sources), use_cache=True)
-    cache, seen, done = result.past_key_values, list(_along(text[:start], result.logits[0], source)), start
+    cache, seen, done = result[CACHE], list(_along(text[:start], result.logits[0], source)), start
     for accepted in (2, 0, 1, 3):
         drafted = text[done : done + accepted] + wrong[: 4 - accepted]
         inputs = _inputs(torch.tensor([drafted]), sources)
-        logits = model(**inputs, past_key_values=cache, use_cache=True).logits[0]
+        logits = model(**inputs, use_cache=True, **{CACHE: cache}).logits[0]
         seen += _along(text[:done] + drafted, logits, source)
         cache.crop(accepted - len(drafted))
         done += accepted

@@ -15,6 +15,7 @@ from lineahead.convert.training.progress import Progress
 from lineahead.convert.training.text import documents, expand
 from lineahead.errors import InputError
 from lineahead.plugins.augmented_attention.huggingface.attention import teacher
+from lineahead.plugins.augmented_attention.huggingface.fixed_layer import CACHE
 from lineahead.recipes.files import replacing
 from lineahead.recipes.schema import Samples
 
@@ -121,8 +122,8 @@ def _sample(
     shared = min(len(tokens) for tokens in chosen)
     ids, cache, feed = given[:, :shared], None, given[:, :shared]
     while ids.shape[1] < length:
-        out = model(input_ids=feed, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        cache = out.past_key_values
+        out = model(input_ids=feed, use_cache=True, logits_to_keep=1, **{CACHE: cache})
+        cache = out[CACHE]
         drawn = _draw(out.logits[:, -1].float() / samples.temperature, samples.top_p, generator)
         forced = given[:, ids.shape[1]]
         feed = torch.where(forced >= 0, forced, drawn)[:, None]

@@ -9,6 +9,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from lineahead.errors import InputError
+from lineahead.plugins.augmented_attention.huggingface.fixed_layer import CACHE
 from lineahead.plugins.gated_attention_unit.attention import (
     GroupState,
     Heads,
@@ -118,10 +119,11 @@ class FlashForCausalLM(PreTrainedModel, GenerationMixin):
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
+        past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits ``[B, T, V]`` of the next token after each of ``input_ids [B, T]``.
@@ -129,10 +131,11 @@ class FlashForCausalLM(PreTrainedModel, GenerationMixin):
         Args:
             input_ids: the tokens that follow those in the cache.
             attention_mask: ``[B, N]``; padding may only follow the text, where nothing looks at it.
-            past_key_values: an empty dynamic cache, or one that an earlier call returned.
+            cache: an empty dynamic cache, or one that an earlier call returned.
             labels: ``[B, T]``, -100 where nothing is to be predicted; shifted here.
             use_cache: whether to return the state; the config's choice when None.
             logits_to_keep: only so many last rows of logits; 0 for all.
+            past_key_values: the name of `cache` before transformers 5.24.
             kwargs: ignored but for what the loss takes.
 
         Raises:
@@ -144,9 +147,9 @@ class FlashForCausalLM(PreTrainedModel, GenerationMixin):
                 hint="Pad on the right, or generate for texts of one length at a time.",
             )
         keep = self.config.use_cache if use_cache is None else use_cache
-        if past_key_values is None:
-            past_key_values = DynamicCache()
-        states = unit_layers(past_key_values, len(self.layers))
+        given = past_key_values if cache is None else cache
+        held = DynamicCache() if given is None else given
+        states = unit_layers(held, len(self.layers))
         x = self.embedding(input_ids)
         cos, sin = self._angles(states[0].tokens, input_ids.shape[1], x)
         for layer, state in zip(self.layers, states, strict=True):
@@ -156,9 +159,8 @@ class FlashForCausalLM(PreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size)
-        return CausalLMOutputWithPast(
-            loss=loss, logits=logits, past_key_values=past_key_values if keep else None
-        )
+        returned: dict[str, Any] = {CACHE: held if keep else None}
+        return CausalLMOutputWithPast(loss=loss, logits=logits, **returned)
 
     def _angles(self, first: int, count: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines ``[T, rotary_size / 2]`` of positions from `first` on."""

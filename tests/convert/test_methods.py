@@ -8,6 +8,7 @@ from lineahead.convert.checkpoint import load_artifact, load_model
 from lineahead.convert.onnx import graph, parity
 from lineahead.convert.pipeline import convert_checkpoint, load_teacher
 from lineahead.errors import SettingsError
+from lineahead.plugins.augmented_attention.huggingface.fixed_layer import CACHE
 from lineahead.plugins.augmented_attention.huggingface.modeling import layers_of
 from lineahead.plugins.augmented_attention.huggingface.step_model import StepModel
 from lineahead.plugins.augmented_attention.methods import PRESETS
@@ -36,7 +37,7 @@ def test_checkpoint(name, source, tmp_path):
         model = load_artifact(artifact)[0]
         torch.testing.assert_close(model(tokens, use_cache=False).logits, want, rtol=0, atol=0)
         head = model(tokens[:, :19], use_cache=True)
-        tail = model(tokens[:, 19:], past_key_values=head.past_key_values, use_cache=True).logits
+        tail = model(tokens[:, 19:], **{CACHE: head[CACHE]}, use_cache=True).logits
     torch.testing.assert_close(torch.cat([head.logits, tail], 1), want, rtol=1e-4, atol=1e-4)
     assert read_manifest(artifact).model.settings == layers_of(model.config)[0].settings.as_dict()
 

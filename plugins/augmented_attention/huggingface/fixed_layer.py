@@ -1,9 +1,18 @@
 """What cache layers of constant size have in common for transformers: moving rows about, and no maximum."""
 
 from collections.abc import Callable
+from dataclasses import fields
 
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+# The argument and the output that hold the cache; transformers renamed them in 5.24.
+CACHE = next(
+    name
+    for name in ("cache", "past_key_values")
+    if name in {one.name for one in fields(CausalLMOutputWithPast)}
+)
 
 
 class FixedSizeLayer(CacheLayerMixin):

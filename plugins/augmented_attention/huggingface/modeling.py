@@ -23,6 +23,7 @@ from lineahead.plugins.augmented_attention.huggingface.attention import (
     in_softmax_mode,
 )
 from lineahead.plugins.augmented_attention.huggingface.cache import StateLayer
+from lineahead.plugins.augmented_attention.huggingface.fixed_layer import CACHE
 from lineahead.plugins.augmented_attention.huggingface.layers import ATTRIBUTE, LinearLayer, attach
 
 MODEL_TYPE = "lineahead"
@@ -112,14 +113,14 @@ class _LinearModel:
     def _prepare_cache_for_generation(
         self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> None:
-        given = model_kwargs.get("past_key_values") is not None
+        given = model_kwargs.get(CACHE) is not None
         if not in_softmax_mode() and generation_config.cache_implementation not in (None, "dynamic"):
             raise InputError(
                 f"cache_implementation={generation_config.cache_implementation!r} holds no linear state",
                 hint="Drop cache_implementation: the state already has a constant size.",
             )
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)  # type: ignore[misc]
-        states = model_kwargs.get("past_key_values")
+        states = model_kwargs.get(CACHE)
         if isinstance(states, Cache) and not given and not in_softmax_mode():
             install_states(
                 states,

@@ -1,7 +1,7 @@
 """An encoder-decoder as the explicit-state step graph of its decoder, and the reading of sources."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -77,7 +77,7 @@ def _attention(
         valid = None if operator.settings.causal else source_columns(attention_mask, key.shape[2])
         output = whole_text(operator, query, key, value, factor, valid)
     else:
-        decode = AttentionInterface._global_mapping[DECODER]
+        decode = cast(Callable[..., Any], AttentionInterface._global_mapping[DECODER])
         return cast(tuple[Tensor, None], decode(module, query, key, value, attention_mask, scaling, **kwargs))
     return output.transpose(1, 2), None
 

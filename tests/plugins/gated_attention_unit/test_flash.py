@@ -7,6 +7,7 @@ import torch
 from transformers import DynamicCache
 
 from lineahead.errors import InputError, SettingsError
+from lineahead.plugins.augmented_attention.huggingface.fixed_layer import CACHE
 from lineahead.plugins.gated_attention_unit.attention import (
     GroupState,
     Heads,
@@ -99,7 +100,7 @@ def test_no_token_sees_a_later_one(model):
 def test_pieces_equal_the_whole(model, sizes):
     text, cache, parts = ids(2, 20), DynamicCache(), []
     for part in text.split(sizes, 1):
-        parts.append(model(part, past_key_values=cache).logits)
+        parts.append(model(part, **{CACHE: cache}).logits)
     torch.testing.assert_close(torch.cat(parts, 1), model(text).logits, atol=1e-5, rtol=1e-5)
     assert max(layer.groups.value.shape[1] for layer in cache.layers) < 6
 
@@ -144,7 +145,7 @@ def test_what_it_cannot_do_is_refused(model):
     with pytest.raises(InputError, match="padding before text"):
         model(ids(1, 3), attention_mask=mask)
     cache = DynamicCache()
-    model(ids(1, 9), past_key_values=cache)
+    model(ids(1, 9), **{CACHE: cache})
     with pytest.raises(InputError, match="cannot be rolled back"):
         cache.crop(-2)
     with pytest.raises(SettingsError, match="rotary_size=7"):

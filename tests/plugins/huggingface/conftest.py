@@ -8,6 +8,7 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 from lineahead.convert.replace import linearize
+from lineahead.plugins.augmented_attention.huggingface.fixed_layer import CACHE
 from lineahead.plugins.augmented_attention.methods import PRESETS
 
 VOCABULARY = 97
@@ -109,9 +110,9 @@ def in_chunks():
         assert sum(sizes) == ids.shape[1]
         outputs, cache = [], None
         for part in ids.split(list(sizes), 1):
-            result = model(input_ids=part, past_key_values=cache, use_cache=True)
+            result = model(input_ids=part, **{CACHE: cache}, use_cache=True)
             outputs.append(result.logits)
-            cache = result.past_key_values
+            cache = result[CACHE]
         return torch.cat(outputs, 1), cache
 
     return run

@@ -9,6 +9,7 @@ from transformers.cache_utils import DynamicCache
 from lineahead.errors import InputError
 from lineahead.plugins.augmented_attention.huggingface.attention import teacher, transfer
 from lineahead.plugins.augmented_attention.huggingface.cache import StateLayer
+from lineahead.plugins.augmented_attention.huggingface.fixed_layer import CACHE
 
 FAMILIES = [
     "llama",
@@ -174,12 +175,12 @@ def test_packed_texts_are_refused(settings, linear_model, tokens):
 
 def test_a_filled_kv_cache_is_refused(settings, linear_model, softmax_model, tokens):
     ids = tokens(1, 20)
-    cache = softmax_model()(ids).past_key_values
+    cache = softmax_model()(ids)[CACHE]
     with pytest.raises(InputError, match="DynamicLayer"):
-        linear_model(settings)(ids, past_key_values=cache)
+        linear_model(settings)(ids, **{CACHE: cache})
 
 
 def test_an_empty_cache_of_any_making_becomes_states(settings, linear_model, tokens):
     model, cache = linear_model(settings), DynamicCache()
-    model(tokens(1, 20), past_key_values=cache)
+    model(tokens(1, 20), **{CACHE: cache})
     assert [type(layer) for layer in cache.layers] == [StateLayer, StateLayer]

@@ -9,6 +9,7 @@ from transformers.cache_utils import DynamicCache
 
 from lineahead.errors import InputError
 from lineahead.plugins.augmented_attention.huggingface.cache import CHUNK, UNDO, StateLayer
+from lineahead.plugins.augmented_attention.huggingface.fixed_layer import CACHE
 
 
 @pytest.fixture
@@ -17,7 +18,7 @@ def feed():
 
     @torch.no_grad()
     def run(model, cache, ids, **inputs):
-        return model(input_ids=ids, past_key_values=cache, use_cache=True, **inputs).logits
+        return model(input_ids=ids, **{CACHE: cache}, use_cache=True, **inputs).logits
 
     return run
 

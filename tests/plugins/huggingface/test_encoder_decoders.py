@@ -11,6 +11,7 @@ from lineahead.convert.replace import linearize, linearize_roles
 from lineahead.errors import SettingsError
 from lineahead.plugins.augmented_attention.huggingface.attention import teacher
 from lineahead.plugins.augmented_attention.huggingface.cache import StateLayer
+from lineahead.plugins.augmented_attention.huggingface.fixed_layer import CACHE
 from lineahead.plugins.augmented_attention.huggingface.modeling import layers_of
 from lineahead.plugins.augmented_attention.huggingface.summary import SummaryLayer
 from lineahead.plugins.augmented_attention.methods import PRESETS
@@ -77,9 +78,9 @@ def test_steps_give_the_full_pass(name, family):
         assert (model(**given, decoder_input_ids=target, use_cache=False).logits - full).abs().max() > 1e-2
     outputs, cache = [], None
     for part in target.split([5, 1, 9, 1, 11], 1):
-        result = model(**given, decoder_input_ids=part, past_key_values=cache, use_cache=True)
+        result = model(**given, decoder_input_ids=part, **{CACHE: cache}, use_cache=True)
         outputs.append(result.logits)
-        cache = result.past_key_values
+        cache = result[CACHE]
     assert (torch.cat(outputs, 1) - full).abs().max() <= 2e-4
     assert all(isinstance(layer, StateLayer) for layer in cache.self_attention_cache.layers)
     assert all(isinstance(layer, SummaryLayer) for layer in cache.cross_attention_cache.layers)
@@ -103,9 +104,7 @@ def test_generation_and_its_constant_size(family):
     for length, steps in ((10, 9), (30, 40), (60, 90)):
         ids = torch.full((1, length), 5)
         result = model(input_ids=ids, decoder_input_ids=torch.full((1, steps), 7), use_cache=True)
-        cache = model(
-            input_ids=ids, decoder_input_ids=ids[:, :1], past_key_values=result.past_key_values
-        ).past_key_values
+        cache = model(input_ids=ids, decoder_input_ids=ids[:, :1], **{CACHE: result[CACHE]})[CACHE]
         layers = (*cache.self_attention_cache.layers, *cache.cross_attention_cache.layers)
         sizes.add(sum(layer.nbytes for layer in layers))
     assert len(sizes) == 1
@@ -116,11 +115,11 @@ def test_rollback():
     model, given = linear_model("augmented"), source()
     target = torch.randint(3, VOCABULARY, (2, 20), generator=torch.Generator().manual_seed(3))
     full = model(**given, decoder_input_ids=target, use_cache=False).logits
-    cache = model(**given, decoder_input_ids=target[:, :9], use_cache=True).past_key_values
+    cache = model(**given, decoder_input_ids=target[:, :9], use_cache=True)[CACHE]
     wrong = torch.full((2, 6), 11)
-    cache = model(**given, decoder_input_ids=wrong, past_key_values=cache).past_key_values
+    cache = model(**given, decoder_input_ids=wrong, **{CACHE: cache})[CACHE]
     cache.crop(-6)
-    rest = model(**given, decoder_input_ids=target[:, 9:], past_key_values=cache).logits
+    rest = model(**given, decoder_input_ids=target[:, 9:], **{CACHE: cache}).logits
     assert (rest - full[:, 9:]).abs().max() <= 2e-4
 
 

@@ -6,6 +6,7 @@ from transformers import set_seed
 
 from lineahead.errors import InputError
 from lineahead.plugins.augmented_attention.huggingface.cache import StateLayer
+from lineahead.plugins.augmented_attention.huggingface.fixed_layer import CACHE
 
 LENGTH = 80
 
@@ -27,7 +28,7 @@ def test_greedy(settings, linear_model, tokens, greedy, family):
     model, ids = linear_model(settings, family), tokens(2, 50)
     made = model.generate(ids, max_new_tokens=LENGTH, do_sample=False, return_dict_in_generate=True)
     assert torch.equal(made.sequences, greedy(model, ids))
-    assert all(isinstance(layer, StateLayer) for layer in made.past_key_values.layers)
+    assert all(isinstance(layer, StateLayer) for layer in made[CACHE].layers)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +94,7 @@ def test_a_returned_cache_continues_the_text(settings, linear_model, tokens, gre
     model, ids = linear_model(settings), tokens(1, 30)
     first = model.generate(ids, max_new_tokens=10, do_sample=False, return_dict_in_generate=True)
     more = torch.cat([first.sequences, tokens(1, 5, seed=3)], 1)
-    inputs = {"attention_mask": torch.ones_like(more), "past_key_values": first.past_key_values}
+    inputs = {"attention_mask": torch.ones_like(more), CACHE: first[CACHE]}
     second = model.generate(more, max_new_tokens=20, do_sample=False, **inputs)
     assert torch.equal(second, greedy(model, more, 20))
 

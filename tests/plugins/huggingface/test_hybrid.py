@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lineahead.plugins.augmented_attention.huggingface.cache import StateLayer
+from lineahead.plugins.augmented_attention.huggingface.fixed_layer import CACHE
 from lineahead.plugins.augmented_attention.huggingface.modeling import LineaheadForCausalLM
 
 FAMILIES = ["llama", "mistral", "gemma2", "gemma3"]
@@ -57,6 +58,6 @@ def test_saved_and_loaded(settings, hybrid, tokens, full_pass, tmp_path):
 def test_only_softmax_layers_grow(settings, linear_model, tokens):
     model = linear_model(settings, "gemma3", layers=[1])
     made = model.generate(tokens(1, 60), max_new_tokens=9, do_sample=False, return_dict_in_generate=True)
-    local, state = made.past_key_values.layers
+    local, state = made[CACHE].layers
     assert local.keys.shape[2] == 15  # of a window of 16, the query is not cached
     assert isinstance(state, StateLayer)
