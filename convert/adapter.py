@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lineahead.convert.training.weights import is_new, tensors_of
-from lineahead.errors import CheckpointError
+from lineahead.errors import CheckpointError, LineaheadError
 from lineahead.plugins.augmented_attention.huggingface.layers import LinearLayer
 from lineahead.plugins.augmented_attention.huggingface.modeling import layers_of
 from lineahead.recipes.files import replacing
@@ -112,12 +112,17 @@ def read_adapter(file: Path) -> Adapter:
         raise CheckpointError(
             f"{file}: not an adapter of this version", hint="Make one with `lineahead adapter`."
         )
-    return Adapter(
-        base=metadata["base"],
-        layers=[LinearLayer.from_dict(one) for one in json.loads(metadata["layers"])],
-        training=tuple(Training.model_validate(one) for one in json.loads(metadata["training"])),
-        tensors=tensors,
-    )
+    try:
+        return Adapter(
+            base=metadata["base"],
+            layers=[LinearLayer.from_dict(one) for one in json.loads(metadata["layers"])],
+            training=tuple(Training.model_validate(one) for one in json.loads(metadata["training"])),
+            tensors=tensors,
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        if isinstance(error, LineaheadError):
+            raise
+        raise CheckpointError(f"{file}: damaged header: {error}", hint="Copy the file again.") from error
 
 
 def apply_adapter(model: PreTrainedModel, adapter: Adapter) -> None:

@@ -1,12 +1,12 @@
 """Whether a checkpoint folder is complete and undamaged, asked before transformers reads it."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from lineahead.errors import CheckpointError
+from lineahead.recipes.json_file import parse_object, read_object
 
 AGAIN = "Download or copy the file again."
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -21,21 +21,8 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: when the file is missing or damaged.
     """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{path} is missing", hint="Name a checkpoint folder in Hugging Face format."
-        ) from error
-    except OSError as error:
-        raise CheckpointError(
-            f"{path}: cannot read: {error.strerror}", hint="Check its permissions."
-        ) from error
-    except ValueError as error:
-        raise CheckpointError(f"{path}: damaged: {error}", hint=AGAIN) from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path}: damaged: not a JSON object", hint=AGAIN)
-    return data
+    folder = "Name a checkpoint folder in Hugging Face format."
+    return read_object(path, error=CheckpointError, hint=AGAIN, missing=folder)
 
 
 def weight_files(folder: Path) -> dict[str, Path]:
@@ -84,7 +71,7 @@ def tensor_names(path: Path) -> list[str]:
             length = int.from_bytes(stream.read(8), "little")
             if size < 8 or not 2 <= length <= min(size - 8, MAX_HEADER):
                 raise CheckpointError(f"{path}: truncated or damaged: {size} bytes, no header", hint=AGAIN)
-            header = json.loads(stream.read(length))
+            header = parse_object(stream.read(length))
             entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
             end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
     except FileNotFoundError as error:

@@ -296,7 +296,7 @@ def _license(folder: Path) -> str | None:
     header = re.match(r"---\s*\n(.*?)\n---\s*\n", card, re.DOTALL)
     try:
         data = yaml.safe_load(header.group(1)) if header else None
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         return None
     value = data.get("license") if isinstance(data, dict) else None
     return value if isinstance(value, str) else None

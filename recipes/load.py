@@ -68,7 +68,7 @@ def load_yaml(
         raise RecipeError(
             f"{path}: cannot read the recipe: {error}", hint="Give a readable YAML file."
         ) from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date of month 13, a thousand brackets
         where = getattr(error, "problem_mark", None)
         line = f" line {where.line + 1}" if where else ""
         raise RecipeError(f"{path}:{line} not valid YAML", hint="Correct the YAML syntax there.") from error
@@ -167,7 +167,7 @@ def _override(data: dict[str, Any], item: str) -> None:
         raise RecipeError(f"override {item!r} is not key=value", hint="Write overrides as section.key=value.")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date of month 13, a thousand brackets
         raise RecipeError(
             f"override {item!r}: the value is not valid YAML", hint="Quote the value."
         ) from error

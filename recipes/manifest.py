@@ -2,7 +2,6 @@
 
 import datetime
 import importlib.metadata
-import json
 import platform
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from lineahead import __version__
 from lineahead.errors import ArtifactError
 from lineahead.recipes.files import write_text
+from lineahead.recipes.json_file import read_object
 
 FILE = "lineahead.json"
 FORMAT = 1
@@ -274,12 +274,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise ArtifactError(
             f"{folder}: no {FILE}: not an artifact folder", hint="Make one with `lineahead convert`."
         )
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path}: damaged: {error}", hint="Convert the checkpoint again.") from error
-    if not isinstance(data, dict):
-        raise ArtifactError(f"{path}: damaged: not a JSON object", hint="Convert the checkpoint again.")
+    data = read_object(path, error=ArtifactError, hint="Convert the checkpoint again.")
     version = data.get("format")
     if isinstance(version, int) and version > FORMAT:
         raise ArtifactError(

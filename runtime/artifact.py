@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lineahead.errors import ArtifactError
+from lineahead.recipes.json_file import read_object
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 PRECISIONS = ("fp32", "int8", "int4")
@@ -98,15 +99,7 @@ def _identity(folder: Path) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ArtifactError(
-            f"{path}: cannot be read: {error}", hint="Convert or export the checkpoint again."
-        ) from error
-    if not isinstance(data, dict):
-        raise ArtifactError(f"{path}: not a JSON object", hint="Convert or export the checkpoint again.")
-    return data
+    return read_object(path, error=ArtifactError, hint="Convert or export the checkpoint again.")
 
 
 def read_artifact(folder: Path) -> Artifact:

@@ -3,12 +3,12 @@
 Reads files only: neither torch nor transformers is imported.
 """
 
-import json
 import struct
 from pathlib import Path
 
 from lineahead.errors import ArtifactError
 from lineahead.recipes.files import sha256
+from lineahead.recipes.json_file import parse_object, read_object
 from lineahead.recipes.manifest import Export, Manifest, read_manifest
 from lineahead.runtime.doctor import Finding
 
@@ -49,13 +49,14 @@ def _config(folder: Path, manifest: Manifest) -> Finding:
     path = folder / "config.json"
     again = f"lineahead convert {manifest.base.reference} {folder}"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        return Finding(check="config.json", status="problem", detail=f"unreadable: {error}", cure=again)
-    layers = config.get("lineahead", {}).get("layers", [])
-    indices = tuple(one["index"] for one in layers)
-    if indices != manifest.model.linear_layers or any(
-        one["settings"] != manifest.model.settings for one in layers
+        config = read_object(path, error=ArtifactError, hint=again)
+    except ArtifactError as error:
+        return Finding(check="config.json", status="problem", detail=str(error), cure=again)
+    own = config.get("lineahead")
+    listed = own.get("layers") if isinstance(own, dict) else None
+    layers = [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+    if tuple(one.get("index") for one in layers) != manifest.model.linear_layers or any(
+        one.get("settings") != manifest.model.settings for one in layers
     ):
         return Finding(
             check="config.json",
@@ -73,12 +74,17 @@ def _weights(folder: Path) -> Finding:
     """Every weight file is there and as long as its header says."""
     names = [WEIGHTS]
     index = folder / WEIGHTS_INDEX
+    cure = "Copy the file again from where it was made, or convert the checkpoint again."
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    for name in names:
-        fault = _safetensors_fault(folder / name)
+        try:
+            named = read_object(index, error=ArtifactError, hint=cure).get("weight_map")
+        except ArtifactError as error:
+            return Finding(check="weights", status="problem", detail=str(error), cure=cure)
+        names = sorted(map(str, named.values())) if isinstance(named, dict) else []
+        names = list(dict.fromkeys(names))
+    for name in names or [WEIGHTS]:
+        fault = "names a file elsewhere" if Path(name).name != name else _safetensors_fault(folder / name)
         if fault:
-            cure = "Copy the file again from where it was made, or convert the checkpoint again."
             return Finding(check="weights", status="problem", detail=f"{name}: {fault}", cure=cure)
     return Finding(check="weights", status="ok", detail=", ".join(names))
 
@@ -94,8 +100,8 @@ def _safetensors_fault(path: Path) -> str | None:
         if length > size - 8:
             return "damaged header"
         try:
-            header = json.loads(file.read(length))
-            ends = [one["data_offsets"][1] for key, one in header.items() if key != "__metadata__"]
+            header = parse_object(file.read(length))
+            ends = [int(one["data_offsets"][1]) for key, one in header.items() if key != "__metadata__"]
         except (ValueError, TypeError, KeyError, IndexError):
             return "damaged header"
     expected = 8 + length + max(ends, default=0)

@@ -12,6 +12,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer as FastTokenizer
 
 from lineahead.errors import ArtifactError, InputError
+from lineahead.recipes.json_file import read_object
 
 TOKENIZER, CONFIG, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 CONTEXT = 8
@@ -111,27 +112,22 @@ def _config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.is_file():
         return {}
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ArtifactError(
-            f"{path}: damaged: {error}", hint="Copy it from the original checkpoint."
-        ) from error
-    return data if isinstance(data, dict) else {}
+    return read_object(path, error=ArtifactError, hint="Copy it from the original checkpoint.")
 
 
 def _text(token: Any) -> str:
-    return str(token["content"]) if isinstance(token, dict) else str(token)
+    return str(token.get("content", "")) if isinstance(token, dict) else str(token)
 
 
 def _template(folder: Path, config: Mapping[str, Any]) -> str | None:
     """The file beside the tokenizer, else the config's; of several, the one called ``default``."""
     path = folder / TEMPLATE
     if path.is_file():
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8", errors="replace")
     found = config.get("chat_template")
     if isinstance(found, list):
-        found = next((one["template"] for one in found if one.get("name") == "default"), None)
+        named = [one for one in found if isinstance(one, dict) and one.get("name") == "default"]
+        found = named[0].get("template") if named else None
     return found if isinstance(found, str) else None
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lineahead.errors import ArtifactError, BackendError, LineaheadError
+from lineahead.runtime.backends.external_data import check_external_data
 
 Provider = Literal["cpu", "cuda"]
 PROVIDERS: dict[str, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -98,7 +99,7 @@ def open_graph(path: Path, *, provider: Provider, threads: int, kernels: Path | 
         kernels: library of operator kernels to register; without it the function bodies in the file run.
 
     Raises:
-        ArtifactError: when the file is missing.
+        ArtifactError: when the file is missing, or reads its weights from elsewhere than beside it.
         BackendError: when the provider is not there or the graph cannot be loaded.
     """
     ort = library()
@@ -106,6 +107,7 @@ def open_graph(path: Path, *, provider: Provider, threads: int, kernels: Path | 
         raise ArtifactError(f"{path}: no such graph", hint="Run `lineahead export onnx` on the artifact.")
     if provider not in PROVIDERS:
         raise BackendError(f"unknown provider {provider!r}", hint=f"Choose one of: {', '.join(PROVIDERS)}.")
+    check_external_data(path)
     wanted = PROVIDERS[provider]
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads

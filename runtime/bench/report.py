@@ -1,6 +1,5 @@
 """The whole benchmark of one artifact, and what its ratios are."""
 
-import json
 import os
 import platform
 from collections.abc import Callable, Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lineahead.errors import InputError
+from lineahead.recipes.json_file import parse_object
 from lineahead.runtime.artifact import read_artifact
 from lineahead.runtime.bench.bandwidth import read_bandwidth_gb_s
 from lineahead.runtime.bench.baselines import Baseline, llama_cpp, transformers_fp32
@@ -95,12 +95,12 @@ def read_prompts(path: Path, count: int) -> list[str]:
     if not path.is_file():
         raise InputError(f"{path}: no such file", hint="Give --prompts a text or JSON-lines file.")
     prompts: list[str] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if line.lstrip().startswith("{"):
-            record = json.loads(line)
-            found = record.get("prompt") or record.get("text") or (record.get("turns") or [""])[0]
-        else:
-            found = line
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot read: {error}", hint="Give --prompts a file in UTF-8.") from error
+    for number, line in enumerate(lines, 1):
+        found = _prompt_of(path, number, line) if line.lstrip().startswith("{") else line
         if found.strip():
             prompts.append(found)
     if not prompts:
@@ -108,6 +108,20 @@ def read_prompts(path: Path, count: int) -> list[str]:
             f"{path}: no prompts", hint="One prompt per line, or JSON lines with 'prompt' or 'turns'."
         )
     return prompts[:count]
+
+
+def _prompt_of(path: Path, number: int, line: str) -> str:
+    """The prompt in one JSON line."""
+    try:
+        record = parse_object(line)
+    except ValueError as error:
+        raise InputError(
+            f"{path}, line {number}: {error}", hint="Write one JSON object a line, or plain text."
+        ) from error
+    turns = record.get("turns")
+    first = turns[0] if isinstance(turns, list) and turns else ""
+    found = record.get("prompt") or record.get("text") or first
+    return found if isinstance(found, str) else ""
 
 
 def bench(

@@ -10,6 +10,7 @@ from typing import Any
 from lineahead import __version__
 from lineahead.errors import ArtifactError, InputError
 from lineahead.recipes.files import write_text
+from lineahead.recipes.json_file import read_object
 from lineahead.runtime.certificate.hashes import artifact_hashes, code_hash
 from lineahead.runtime.certificate.samples import SampleCheck, check_samples
 from lineahead.runtime.certificate.states import StateCheck, check_state
@@ -149,15 +150,10 @@ def stale_files(folder: Path) -> list[str]:
         ArtifactError: when the certificate is missing or damaged.
     """
     path = folder / FILE
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        hashes = data["hashes"]
-        certified = {str(name): str(digest) for name, digest in hashes.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ArtifactError(
-            f"{path}: not a readable certificate: {error}",
-            hint=f"Make it again: lineahead verify {folder} --certificate.",
-        ) from error
+    again = f"Make it again: lineahead verify {folder} --certificate."
+    certified = read_object(path, error=ArtifactError, hint=again).get("hashes")
+    if not isinstance(certified, dict):
+        raise ArtifactError(f"{path}: damaged: no hashes", hint=again)
     present = artifact_hashes(folder)
     return sorted(
         name for name in certified.keys() | present.keys() if certified.get(name) != present.get(name)
