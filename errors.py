@@ -90,3 +90,17 @@ class StorageError(LineaheadError, OSError):
     """A file could not be written, or the disk is full."""
 
     exit_code = 11
+
+
+class OverloadError(LineaheadError, RuntimeError):
+    """The serving engine takes no more requests for now.
+
+    Attributes:
+        retry_after_s: seconds after which it is worth trying again.
+    """
+
+    exit_code = 12
+
+    def __init__(self, message: str, *, hint: str | None = None, retry_after_s: float = 1.0) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after_s = retry_after_s

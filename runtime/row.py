@@ -1,18 +1,20 @@
 """One sequence being decoded: its tokens, what has been fed, and when it ends."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from lineahead.errors import BackendError, LineaheadError
+from lineahead.runtime.constraint import Constraint
 from lineahead.runtime.sampling import SamplingParams
 from lineahead.runtime.session import StepOutput
 from lineahead.runtime.tokenizer import TextStream
 from lineahead.runtime.tree import Tree
 
-Finish = Literal["eos", "stop", "length", "context", "cancelled"]
+Finish = Literal["eos", "stop", "length", "context", "cancelled", "timeout", "error"]
 
 
 @dataclass(kw_only=True)
@@ -33,7 +35,12 @@ class Row:
         accept: rows of the previous call that became text.
         hidden: ``[E]`` hidden state of the last fed token.
         source: what an encoder-decoder reads; `tokens` are then the decoder's.
+        draft_nodes: most nodes proposed for it in a step; None for as many as the drafter has.
+        bias: what is added to the logits of single tokens.
+        constraint: what its text may be, or None for anything.
+        logprobs: how many of the best tokens to report beside each token; None reports nothing.
         finish: why it ended, or None.
+        error: what went wrong, when `finish` is ``error``.
     """
 
     request: int
@@ -48,7 +55,12 @@ class Row:
     accept: Sequence[int] = ()
     hidden: npt.NDArray[np.float32] | None = None
     source: Sequence[int] = ()
+    draft_nodes: int | None = None
+    bias: Mapping[int, float] = field(default_factory=dict)
+    constraint: Constraint | None = None
+    logprobs: int | None = None
     finish: Finish | None = None
+    error: LineaheadError | None = None
 
     @property
     def generated(self) -> int:
@@ -84,6 +96,10 @@ class Row:
             if self.finish:
                 break
         kept = self.tokens[start:]
+        if self.constraint is not None:
+            self.constraint.advance([token for token in kept if token not in ends])
+            if self.finish is None and self.constraint.complete:
+                self.finish = "stop"
         if self.text is not None and not self.params.stop:
             released += self.text.push(kept[:-1] if self.finish == "eos" else kept)
         if self.text is not None and self.finish:
@@ -95,7 +111,9 @@ class Row:
 
 @dataclass(kw_only=True)
 class RowScores:
-    """The logits of one row's tree in a step's output, with end-of-sequence forbidden where it is too early.
+    """The logits of one row's tree in a step's output, as the row's request changes them.
+
+    Changes are: end-of-sequence forbidden where it is too early, biases, and what a constraint forbids.
 
     Attributes:
         output: of the step.
@@ -108,7 +126,7 @@ class RowScores:
     batch_row: int
     row: Row
     tree: Tree
-    _early: dict[int, npt.NDArray[np.float32]] = field(default_factory=dict)
+    _changed: dict[int, npt.NDArray[np.float32]] = field(default_factory=dict)
 
     def _too_early(self, node: int) -> bool:
         row = self.row
@@ -116,18 +134,38 @@ class RowScores:
             return False
         return row.generated + self.tree.depths[node] < row.params.min_tokens
 
+    def _plain(self, node: int) -> bool:
+        return not self.row.bias and self.row.constraint is None and not self._too_early(node)
+
     def argmax(self, node: int) -> int:
-        """Best next token after `node`."""
-        if self._too_early(node):
-            return int(self.logits(node).argmax())
-        return self.output.argmax(self.batch_row, node)
+        """Best next token after `node`.
+
+        Raises:
+            BackendError: when the logits are not numbers, or every token is forbidden.
+        """
+        if self._plain(node):
+            return self.output.argmax(self.batch_row, node)
+        self.output.argmax(self.batch_row, node)
+        scores = self.logits(node)
+        best = int(scores.argmax())
+        if not np.isfinite(scores[best]):
+            raise BackendError("every next token is forbidden", hint="Loosen logit_bias or the format.")
+        return best
 
     def logits(self, node: int) -> npt.NDArray[np.float32]:
         """Logits ``[V]`` after `node`."""
         scores = self.output.scores(self.batch_row, node)
-        if not self._too_early(node):
+        if self._plain(node):
             return scores
-        if node not in self._early:
-            self._early[node] = scores.copy()
-            self._early[node][sorted(self.row.eos)] = -np.inf
-        return self._early[node]
+        if node not in self._changed:
+            self._changed[node] = self._change(node, scores.copy())
+        return self._changed[node]
+
+    def _change(self, node: int, scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        for token, bias in self.row.bias.items():
+            scores[token] += bias
+        if self._too_early(node):
+            scores[sorted(self.row.eos)] = -np.inf
+        if self.row.constraint is not None:
+            scores[~self.row.constraint.allowed(self.tree.path(node), len(scores))] = -np.inf
+        return scores

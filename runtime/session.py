@@ -3,8 +3,9 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -93,6 +94,35 @@ class SessionInfo:
     threads: int = 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class RowState:
+    """One row of a session, outside it: its committed state, and the rows of the last call that are pending.
+
+    The tensors are the backend's own (numpy's or torch's) without the batch axis; only a session of the same
+    model and backend takes them back.
+
+    Attributes:
+        length: tokens committed.
+        state: by ``past.`` name.
+        pending: by ``pending.`` name; empty when nothing is pending.
+        nodes: rows of `pending`.
+    """
+
+    length: int
+    state: Mapping[str, Any]
+    pending: Mapping[str, Any] = field(default_factory=dict)
+    nodes: int = 0
+
+    def committed(self) -> "RowState":
+        """The same without what is pending."""
+        return RowState(length=self.length, state=self.state)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the tensors."""
+        return sum(int(one.nbytes) for part in (self.state, self.pending) for one in part.values())
+
+
 class Session(ABC):
     """The decoding state of a batch of sequences and the one function that advances it.
 
@@ -131,6 +161,38 @@ class Session(ABC):
 
         Selecting, reordering, duplicating, dropping and adding rows are all this; pending rows go along.
         """
+
+    def sibling(self) -> "Session":
+        """A session of the same loaded model with rows of its own; the weights are shared.
+
+        Raises:
+            BackendError: when the backend cannot.
+        """
+        raise BackendError(
+            f"the {self.info.backend} backend has one state only", hint="Use another backend for serving."
+        )
+
+    def take(self, row: int) -> RowState:
+        """A copy of one row, pending rows included; the session goes on with it.
+
+        Raises:
+            BackendError: when the backend cannot.
+        """
+        raise BackendError(
+            f"the {self.info.backend} backend cannot move single rows",
+            hint="Use another backend for serving.",
+        )
+
+    def place(self, row: int, saved: RowState) -> None:
+        """Replace one row by a saved one of a sibling; its pending rows join those of the last call.
+
+        Raises:
+            BackendError: when the backend cannot.
+        """
+        raise BackendError(
+            f"the {self.info.backend} backend cannot move single rows",
+            hint="Use another backend for serving.",
+        )
 
     def read(self, sources: Mapping[int, Sequence[int]]) -> None:
         """Give rows their sources: what an encoder-decoder's decoder attends to besides its own text.

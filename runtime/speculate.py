@@ -4,14 +4,15 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from lineahead.errors import InputError
+from lineahead.errors import InputError, LineaheadError
 from lineahead.runtime.acceptance import Acceptance, Accepted, lossless
 from lineahead.runtime.drafters.base import Drafter, DraftRow
 from lineahead.runtime.drafters.nothing import NoDrafter
 from lineahead.runtime.governor import Governor
 from lineahead.runtime.layout import Part, lay_out
+from lineahead.runtime.logprobs import TokenLogprobs, token_logprobs
 from lineahead.runtime.row import Finish, Row, RowScores
-from lineahead.runtime.session import Session, StepOutput
+from lineahead.runtime.session import RowState, Session, StepOutput
 from lineahead.runtime.statistics import Statistics
 from lineahead.runtime.tree import Tree, root
 
@@ -29,6 +30,9 @@ class Event:
         proposed: how many tokens had been proposed.
         text: text that is now certain (it may lag behind the tokens).
         finish: why the sequence ended, or None.
+        rejected: proposed tokens that did not become text, in the order of the proposal.
+        logprobs: one per token, where the row asks for them.
+        error: what ended the sequence when `finish` is ``error``.
     """
 
     request: int
@@ -37,6 +41,9 @@ class Event:
     proposed: int
     text: str
     finish: Finish | None
+    rejected: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    error: LineaheadError | None = None
 
 
 class Decoder:
@@ -56,6 +63,7 @@ class Decoder:
         governor: Governor | None = None,
         chunk: int = CHUNK,
         rows: Sequence[Row] = (),
+        isolate: bool = False,
     ) -> None:
         """Take over `session`.
 
@@ -67,6 +75,7 @@ class Decoder:
             chunk: prompt tokens per call.
             rows: sequences whose first `fed` tokens the session holds already, committed (a loaded or forked
                 state); each has more tokens than that.
+            isolate: end a row that cannot go on by an event, instead of raising for the whole batch.
 
         Raises:
             InputError: when they are not what the session holds.
@@ -75,7 +84,7 @@ class Decoder:
         self.rows: list[Row] = list(rows)
         self.statistics = Statistics()
         self._accept, self._governor, self._chunk = acceptance, governor, chunk
-        self._width = 0
+        self._width, self._isolate = 0, isolate
         self._begun = time.perf_counter()
         if not rows:
             session.reset(0)
@@ -95,6 +104,28 @@ class Decoder:
             self.session.read(sources)
         self.rows.extend(rows)
         self.statistics.prompt_tokens += sum(len(row.tokens) - row.fed for row in rows)
+
+    def join(self, row: Row, saved: RowState) -> None:
+        """Add a sequence with the state that a sibling of the session has read it into."""
+        self.session.fork([*range(len(self.rows)), -1])
+        self.session.place(len(self.rows), saved)
+        self.rows.append(row)
+        self._width = max(self._width, len(row.accept))
+
+    def leave(self, request: int) -> RowState:
+        """Take a sequence out of the batch without ending it; returns its state, to join another one with."""
+        place = next(i for i, row in enumerate(self.rows) if row.request == request)
+        saved = self.session.take(place)
+        self._keep([i for i in range(len(self.rows)) if i != place])
+        return saved
+
+    def abandon(self) -> list[Row]:
+        """Start over without rows, whatever a failed step has left; returns the rows that were there."""
+        rows, self.rows = self.rows, []
+        self.drafter.forget([row.request for row in rows])
+        self.session.reset(0)
+        self._width = 0
+        return rows
 
     def run(self) -> Iterator[Event]:
         """Step until every sequence has ended."""
@@ -147,7 +178,7 @@ class Decoder:
             tokens=row.tokens,
             hidden=row.hidden,
             depth=row.useful_depth,
-            nodes=nodes,
+            nodes=nodes if row.draft_nodes is None else min(nodes, row.draft_nodes),
             params=row.params,
             random=row.random,
             source=row.source,
@@ -159,7 +190,13 @@ class Decoder:
             return None
         row = self.rows[i]
         scores = RowScores(output=output, batch_row=i, row=row, tree=part.tree)
-        return self._accept(part.tree, scores, row.params, row.random)
+        try:
+            return self._accept(part.tree, scores, row.params, row.random)
+        except LineaheadError as error:
+            if not self._isolate:
+                raise
+            row.finish, row.error = "error", error
+            return None
 
     def _take(
         self, row: Row, part: Part, choice: Accepted | None, output: StepOutput, i: int
@@ -168,6 +205,16 @@ class Decoder:
         path = choice.path if choice else ()
         row.accept = part.accept(path)
         row.fed += len(row.accept)
+        if row.error is not None:
+            return Event(
+                request=row.request,
+                tokens=(),
+                drafted=(),
+                proposed=0,
+                text="",
+                finish="error",
+                error=row.error,
+            )
         if choice is None or part.tree is None:
             return None
         row.hidden = output.hidden[i, path[-1] if path else 0].copy()
@@ -185,18 +232,26 @@ class Decoder:
             proposed=len(part.tree) - 1,
             text=text,
             finish=row.finish,
+            rejected=tuple(part.tree.tokens[node] for node in range(1, len(part.tree)) if node not in path),
+            logprobs=_logprobs(row, kept, (0, *path), output, i),
         )
 
     def _drop_finished(self) -> None:
-        """Free the rows of ended sequences; the others go on where they are."""
+        """Free the rows of ended sequences."""
         ended = [row.request for row in self.rows if row.finish]
         if not ended:
             return
         self.drafter.forget(ended)
-        going = [i for i, row in enumerate(self.rows) if not row.finish]
-        self.rows = [self.rows[i] for i in going]
-        if going:
-            self.session.fork(going)
+        self._keep([i for i, row in enumerate(self.rows) if not row.finish])
+
+    def _keep(self, going: list[int]) -> None:
+        """Go on with these rows; the last of them fill the holes, so that few states are copied."""
+        count = len(going)
+        spare = [i for i in going if i >= count]
+        order = [i if i in going else spare.pop() for i in range(count)]
+        self.rows = [self.rows[i] for i in order]
+        if order:
+            self.session.fork(order)
         else:
             self.session.reset(0)
             self._width = 0
@@ -224,6 +279,16 @@ class Decoder:
                 self._governor.timed(max(part.nodes for part in parts), draft, end - start - draft)
         if stats.tokens and stats.ttft_s != stats.ttft_s:
             stats.ttft_s = end - self._begun
+
+
+def _logprobs(
+    row: Row, kept: int, nodes: Sequence[int], output: StepOutput, i: int
+) -> tuple[TokenLogprobs, ...]:
+    """Those of the `kept` new tokens, each scored at the node before it."""
+    if row.logprobs is None:
+        return ()
+    pairs = zip(row.tokens[-kept:], nodes, strict=False)
+    return tuple(token_logprobs(output.scores(i, node), token, row.logprobs) for token, node in pairs)
 
 
 __all__ = ["CHUNK", "Decoder", "Event", "Tree"]

@@ -63,6 +63,14 @@ class Tree:
         """Depth of every node; the root has 0."""
         return depths(self.parents)
 
+    def path(self, node: int) -> list[int]:
+        """Tokens from below the root to `node`."""
+        tokens: list[int] = []
+        while node > 0:
+            tokens.insert(0, self.tokens[node])
+            node = self.parents[node]
+        return tokens
+
     def pruned(self, *, depth: int, nodes: int) -> "Tree":
         """The tree without nodes deeper than `depth`, and without those after the first `nodes`."""
         if len(self) <= nodes and max(self.depths) <= depth:

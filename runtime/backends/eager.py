@@ -12,7 +12,7 @@ from lineahead.plugins.softmax_attention.schema import CacheSettings, capacity
 from lineahead.plugins.step_graph import LENGTH_IN
 from lineahead.runtime.artifact import Artifact
 from lineahead.runtime.caches import rows_needed, trimmed
-from lineahead.runtime.session import Ints, Session, SessionInfo, StepInput, StepOutput, check
+from lineahead.runtime.session import Ints, RowState, Session, SessionInfo, StepInput, StepOutput, check
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
@@ -163,6 +163,40 @@ class EagerSession(Session):
         for tensor in self._carried:
             tensor[empty] = 0
         self._length = np.where(fresh, 0, self._length[np.maximum(pick, 0)])
+
+    def sibling(self) -> "EagerSession":
+        """Another state of the same loaded model; as :meth:`Session.sibling`."""
+        return EagerSession(self._model, identity=self.identity, info=self.info, names=self._names)
+
+    def take(self, row: int) -> RowState:
+        """A copy of one row, on the device; as :meth:`Session.take`."""
+        length = int(self._length[row])
+        copies = {name: tensor[row].clone() for name, tensor in zip(self._names, self._carried, strict=True)}
+        copies |= {self._names[place]: copies[self._names[place]][:, :length] for place in self._growing}
+        return RowState(
+            length=length,
+            state={name: one for name, one in copies.items() if not name.startswith("pending.")},
+            pending={name: one for name, one in copies.items() if name.startswith("pending.")},
+            nodes=self._nodes,
+        )
+
+    def place(self, row: int, saved: RowState) -> None:
+        """Replace one row; as :meth:`Session.place`."""
+        import torch
+
+        self._reserve(saved.length)
+        more = max(saved.nodes - self._nodes, 0)
+        with torch.inference_mode():
+            for place, name in enumerate(self._names):
+                if more and name.startswith("pending."):
+                    self._carried[place] = torch.nn.functional.pad(self._carried[place], (0, 0, 0, more))
+                target, source = self._carried[place][row], saved.state.get(name, saved.pending.get(name))
+                if source is None or source.shape != target.shape:
+                    target.zero_()
+                if source is not None:
+                    target[tuple(map(slice, source.shape))] = source
+        self._nodes += more
+        self._length[row] = saved.length
 
     def read_state(self) -> dict[str, npt.NDArray[np.generic]]:
         """Copies of the committed state; half precisions are widened, so that any backend can load them."""

@@ -1,5 +1,6 @@
 """The step graph on ONNX Runtime: state stays in bound buffers and never passes through Python."""
 
+import copy
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,10 +12,11 @@ from lineahead.errors import ArtifactError, BackendError
 from lineahead.plugins.augmented_attention import native
 from lineahead.plugins.augmented_attention.native import Implementation
 from lineahead.plugins.step_graph import HIDDEN_STATES, LENGTH_IN, LOGITS
-from lineahead.runtime.backends.ort_buffers import Array, Buffers, Port, carried_ports
+from lineahead.runtime.backends.ort_buffers import Buffers, Port, carried_ports
 from lineahead.runtime.backends.ort_library import PROVIDERS, Provider, open_graph, reported
+from lineahead.runtime.backends.ort_memory import Array
 from lineahead.runtime.caches import rows_needed, trimmed, widened
-from lineahead.runtime.session import Ints, Session, SessionInfo, StepInput, StepOutput, check
+from lineahead.runtime.session import Ints, RowState, Session, SessionInfo, StepInput, StepOutput, check
 
 logger = logging.getLogger(__name__)
 REDO = "Run `lineahead verify` on the artifact, and export it again if that fails."
@@ -82,6 +84,7 @@ class OnnxRuntimeSession(Session):
         shapes = {one.name: one.shape for one in self._session.get_outputs()}
         self._widths = int(shapes[LOGITS][-1]), int(shapes[HIDDEN_STATES][-1])
         self._provider, self._in_place = provider, kernels is not None
+        self._buffers = self._new()
         self.identity = identity
         self.info = SessionInfo(
             backend="onnxruntime",
@@ -101,12 +104,19 @@ class OnnxRuntimeSession(Session):
     def reset(self, batch: int) -> None:
         """Start over with `batch` empty sequences."""
         self._length = np.zeros(batch, np.int64)
-        self._buffers = self._new(batch)
+        self._buffers.nodes = 0
+        self._buffers.resize(batch)
+        self._buffers.move(dict.fromkeys(range(batch), -1))
 
-    def _new(self, batch: int) -> Buffers:
-        return Buffers(
-            self._session, self._ports, batch=batch, provider=self._provider, in_place=self._in_place
-        )
+    def _new(self) -> Buffers:
+        return Buffers(self._session, self._ports, provider=self._provider, in_place=self._in_place)
+
+    def sibling(self) -> "OnnxRuntimeSession":
+        """Another state of the same loaded graph; as :meth:`Session.sibling`."""
+        twin = copy.copy(self)
+        twin._buffers = twin._new()
+        twin.reset(0)
+        return twin
 
     def step(self, inputs: StepInput) -> StepOutput:
         """Commit, then score the nodes; as :meth:`Session.step`."""
@@ -127,23 +137,31 @@ class OnnxRuntimeSession(Session):
         return StepOutput(logits=logits, hidden=hidden)  # type: ignore[arg-type]
 
     def fork(self, rows: Sequence[int]) -> None:
-        """Continue with `rows`; as :meth:`Session.fork`. Copies through the host."""
-        if list(rows) == list(range(len(self._length))):
-            return
-        old, nodes = self._buffers.read(), self._buffers.nodes
+        """Continue with `rows`; as :meth:`Session.fork`. Only rows that move are copied."""
+        buffers = self._buffers
+        buffers.resize(max(len(rows), len(self._length)))
+        buffers.move({target: source for target, source in enumerate(rows) if target != source})
+        buffers.resize(len(rows))
         pick = np.asarray(rows, np.int64)
-        fresh = pick < 0
-        buffers = self._new(len(rows))
-        buffers.reserve(self._buffers.capacity)
-        selected = [{name: _rows(array, pick, fresh) for name, array in part.items()} for part in old]
-        buffers.write(selected[0], selected[1], nodes)
-        self._length = _rows(self._length, pick, fresh)
-        self._buffers = buffers
+        known = self._length if len(self._length) else np.zeros(1, np.int64)
+        self._length = np.where(pick < 0, 0, known[np.maximum(pick, 0)])
+
+    def take(self, row: int) -> RowState:
+        """A copy of one row; as :meth:`Session.take`."""
+        length = int(self._length[row])
+        state, pending = self._buffers.take(row, length)
+        return RowState(length=length, state=state, pending=pending, nodes=self._buffers.nodes)
+
+    def place(self, row: int, saved: RowState) -> None:
+        """Replace one row; as :meth:`Session.place`."""
+        self._buffers.reserve(saved.length)
+        self._buffers.place(row, saved.state, saved.pending, saved.nodes)
+        self._length[row] = saved.length
 
     def read_state(self) -> dict[str, Array]:
         """Copies of the committed state; caches that grow are cut at the longest sequence."""
         growing = [port.past for port in self._ports[0] if port.grows]
-        return {LENGTH_IN: self._length.copy(), **trimmed(self._buffers.read()[0], growing, self._length)}
+        return {LENGTH_IN: self._length.copy(), **trimmed(self._buffers.read(), growing, self._length)}
 
     def write_state(self, tensors: dict[str, Array]) -> None:
         """Replace the state; as :meth:`Session.write_state`."""
@@ -169,13 +187,4 @@ class OnnxRuntimeSession(Session):
             else tensors[port.past]
             for port in self._ports[0]
         }
-        self._buffers.write(state, {}, 0)
-
-
-def _rows(array: Any, pick: Ints, fresh: Any) -> Any:
-    """Rows of `array` by index, zeros where `fresh`."""
-    if not len(array):
-        return np.zeros((len(pick), *array.shape[1:]), array.dtype)
-    picked = array[np.maximum(pick, 0)]
-    picked[fresh] = 0
-    return picked
+        self._buffers.write(state)

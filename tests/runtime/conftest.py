@@ -4,6 +4,7 @@ Every logit of the toy depends on the whole accepted text, so that any mistake i
 positions changes what is decoded.
 """
 
+import copy
 import json
 import warnings
 import zlib
@@ -15,7 +16,7 @@ import pytest
 from lineahead.errors import ArtifactError
 from lineahead.runtime.row import Row
 from lineahead.runtime.sampling import SamplingParams, stream
-from lineahead.runtime.session import Session, SessionInfo, StepInput, StepOutput, check
+from lineahead.runtime.session import RowState, Session, SessionInfo, StepInput, StepOutput, check
 from lineahead.runtime.speculate import Decoder
 
 
@@ -69,6 +70,23 @@ class ToySession(Session):
         width = len(self.pending[0]) if self.pending else 0
         self.texts = [list(self.texts[row]) if row >= 0 else [] for row in rows]
         self.pending = [list(self.pending[row]) if row >= 0 else [0] * width for row in rows]
+
+    def sibling(self):
+        twin = copy.copy(self)
+        twin.reset(0)
+        return twin
+
+    def take(self, row):
+        state, pending = {"text": np.array(self.texts[row], np.int64)}, np.array(self.pending[row], np.int64)
+        return RowState(
+            length=len(self.texts[row]), state=state, pending={"ids": pending}, nodes=len(pending)
+        )
+
+    def place(self, row, saved):
+        width = max(len(self.pending[0]), saved.nodes)
+        self.texts[row] = saved.state["text"].tolist()
+        self.pending[row] = saved.pending["ids"].tolist() if saved.nodes else []
+        self.pending = [one + [0] * (width - len(one)) for one in self.pending]
 
     def read_state(self):
         width = max(map(len, self.texts), default=0)
