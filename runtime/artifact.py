@@ -114,15 +114,20 @@ def read_artifact(folder: Path) -> Artifact:
         )
     config = _read(folder / CONFIG)
     text = config.get("text_config", config)
-    if not isinstance(text.get("vocab_size"), int):
+    if not isinstance(text, dict) or not isinstance(text.get("vocab_size"), int):
         raise ArtifactError(f"{folder / CONFIG}: no vocab_size", hint="Convert the checkpoint again.")
     limits = [text[key] for key in LIMIT_KEYS if isinstance(text.get(key), int)]
     generation = _read(folder / GENERATION) if (folder / GENERATION).is_file() else {}
     eos = generation.get("eos_token_id", text.get("eos_token_id"))
+    ends = eos if isinstance(eos, list) else [] if eos is None else [eos]
+    if not all(isinstance(token, int) for token in ends):
+        raise ArtifactError(
+            f"{folder}: eos_token_id is no token number: {eos!r:.60}", hint="Convert the checkpoint again."
+        )
     return Artifact(
         folder=folder,
         vocab_size=text["vocab_size"],
         position_limit=min(limits, default=None),
         learned_positions=bool(limits) and not any(text.get(key) for key in ROTARY_KEYS),
-        eos=frozenset(eos if isinstance(eos, list) else [] if eos is None else [eos]),
+        eos=frozenset(ends),
     )

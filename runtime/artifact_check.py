@@ -11,6 +11,7 @@ from lineahead.recipes.files import sha256
 from lineahead.recipes.json_file import parse_object, read_object
 from lineahead.recipes.manifest import Export, Manifest, read_manifest
 from lineahead.runtime.doctor import Finding
+from lineahead.runtime.tokenizer import Tokenizer
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -114,10 +115,8 @@ def _tokenizer(folder: Path, manifest: Manifest) -> Finding:
         cure = f"Copy {' and '.join(missing)} from {manifest.base.reference}."
         return Finding(check="tokenizer", status="problem", detail=f"no {missing[0]}", cure=cure)
     try:
-        from tokenizers import Tokenizer
-
-        size = Tokenizer.from_file(str(folder / TOKENIZER_FILES[0])).get_vocab_size()
-    except Exception as error:
+        size = Tokenizer(folder).size
+    except ArtifactError as error:
         cure = f"Copy {TOKENIZER_FILES[0]} again from {manifest.base.reference}."
         return Finding(check="tokenizer", status="problem", detail=f"unreadable: {error}", cure=cure)
     if size > manifest.model.vocab_size:

@@ -41,7 +41,9 @@ class Tokenizer:
             )
         try:
             self._fast = FastTokenizer.from_str(path.read_text(encoding="utf-8"))
-        except Exception as error:  # tokenizers raises bare Exception
+        except BaseException as error:  # tokenizers raises bare Exception, and panics that are not even that
+            if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                raise
             raise ArtifactError(
                 f"{path}: damaged: {error}", hint="Copy it from the original checkpoint."
             ) from error
