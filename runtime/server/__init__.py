@@ -1,0 +1,1 @@
+"""The HTTP server: the API that OpenAI's clients speak, metrics, and a chat page."""
