@@ -1,6 +1,7 @@
 // Attention of one tile of query rows: the query heads of one key/value head, head by head, node by node.
 #pragma once
 
+#include "blend.cuh"
 #include "commit.cuh"
 
 namespace lineahead::cuda {
@@ -65,15 +66,18 @@ __device__ void score(const Block<T>& block, const Tile& tile, bool publish) {
     if (settings.local == kNoLocal) continue;
     for (int i = 0; i < tile.count; ++i) {
       const float* query = block.floats(block.layout.row) + (size_t)i * call.dim;
-      float sum = 0;
+      float sum = 0, length = 0;
 #pragma unroll
       for (int u = 0; u < steps; ++u) {
         const int d = (u * kDotLanes + lane) * 4;
-        if (d < call.dim) sum = dot(load4(query + d), key[u], sum);
+        if (d >= call.dim) continue;
+        sum = dot(load4(query + d), key[u], sum);
+        if (settings.local_norm) length = dot(load4(query + d), load4(query + d), length);
       }
       sum = lane_sum(sum, kDotLanes);
+      sum *= settings.local_norm ? inverse / sqrtf(lane_sum(length, kDotLanes) + settings.eps) : settings.scale;
       if (here && lane == 0 && sight(settings, block.plan, block.tables, tile.node(i), c) == Sight::kLocal)
-        block.weight()[(size_t)i * block.layout.weight_stride + block.features() + c] = settings.scale * sum;
+        block.weight()[(size_t)i * block.layout.weight_stride + block.features() + c] = sum;
     }
   }
 }
@@ -113,14 +117,14 @@ __device__ void score_far(const Block<T>& block, const Tile& tile) {
 
 // Scores of one row become final weights of the columns, and phi(q) is scaled so that phi(q) S is the global term; by one warp.
 template <typename T>
-__device__ void weigh_row(const Block<T>& block, const Tile& tile, int i) {
+__device__ void weigh_row(const Block<T>& block, const Tile& tile, int i, Part part) {
   const Call& call = block.call;
   const Settings& settings = call.settings;
   const int t = tile.node(i), h = tile.head(i), lane = lane_index(), count = block.plan.columns(), features = block.features();
   float *phi = block.weight() + (size_t)i * block.layout.weight_stride, *weight = phi + features;
   const float alpha = to_float(static_cast<const T*>(call.alpha)[h * call.alpha_step]);
   const float local_scale = to_float(static_cast<const T*>(call.local_scale)[h * call.local_scale_step]);
-  float peak = -INFINITY, total = 0;
+  float peak = -INFINITY, near = 0, far = 0;
   if (settings.local == kSoftmax) {
     for (int c = lane; c < count; c += kLanes)
       if (sight(settings, block.plan, block.tables, t, c) == Sight::kLocal) peak = fmaxf(peak, weight[c]);
@@ -128,37 +132,29 @@ __device__ void weigh_row(const Block<T>& block, const Tile& tile, int i) {
   }
   for (int c = lane; c < count; c += kLanes) {
     const Sight seen = sight(settings, block.plan, block.tables, t, c);
-    float w = 0;
-    if (seen == Sight::kFar) {
-      w = alpha * weight[c];
-    } else if (seen == Sight::kLocal) {
-      const float x = settings.local == kSoftmax ? weight[c] - peak : fmaxf(weight[c], 0.0f);
-      w = local_scale * (settings.local == kSoftmax ? __expf(x) : x * x);
-    }
-    total += w;
-    weight[c] = w;
+    if (seen == Sight::kLocal) near += weight[c] = local_weight(settings.local, weight[c], peak);
+    if (seen == Sight::kFar) far += weight[c];
   }
-  float inverse = 1;
-  if (settings.normalizer == kDenominator) {
-    if (block.has_norm()) {
-      float sum = 0;
-      for (int f = lane; f < features; f += kLanes) sum = fmaf(phi[f], block.norm()[f], sum);
-      total = fmaf(alpha, sum, total);
-    }
-    inverse = 1 / (lane_sum(total) + settings.eps);
-  }
-  for (int f = lane; f < features; f += kLanes) phi[f] *= alpha * inverse;
+  if (block.has_norm())
+    for (int f = lane; f < features; f += kLanes) far = fmaf(phi[f], block.norm()[f], far);
+  const bool divides = settings.normalizer == kDenominator;
+  const Gains gain = gains(settings, part, alpha, local_scale, divides ? lane_sum(near) : 0, divides ? lane_sum(far) : 0);
+  for (int f = lane; f < features; f += kLanes) phi[f] *= gain.far;
   const T* filter = static_cast<const T*>(call.conv) + (size_t)h * settings.taps;
   for (int c = lane; c < round_up(count, 4); c += kLanes) {
-    float w = c < count ? weight[c] * inverse : 0;
-    const int lag = c < count ? tap(settings, block.plan, block.tables, t, c) : -1;
-    if (lag >= 0) w += to_float(filter[lag]);
+    float w = 0;
+    if (c < count) {
+      const Sight seen = sight(settings, block.plan, block.tables, t, c);
+      w = seen == Sight::kLocal ? gain.near * weight[c] : seen == Sight::kFar ? gain.far * weight[c] : 0;
+      const int lag = tap(settings, block.plan, block.tables, t, c);
+      if (lag >= 0) w = fmaf(gain.conv, to_float(filter[lag]), w);
+    }
     weight[c] = w;
   }
 }
 
 template <int kRows, typename T>
-__device__ void combine(const Block<T>& block, const Tile& tile) {
+__device__ void combine(const Block<T>& block, const Tile& tile, Part part) {
   const Call& call = block.call;
   const int features = block.features(), slice = block.layout.slice, depth = features + round_up(block.plan.columns(), 4);
   const float* state = block.state();
@@ -171,7 +167,11 @@ __device__ void combine(const Block<T>& block, const Tile& tile) {
       [&](int i, int j, float4 sum) {
         if (j >= block.values) return;
         const size_t row = ((size_t)block.b * call.heads + tile.head(i)) * call.nodes + tile.node(i);
-        store4(static_cast<T*>(call.output) + row * call.value_dim + block.value_start + j, sum);
+        const size_t at = row * call.value_dim + block.value_start + j, all = (size_t)call.batch * call.heads * call.nodes * call.value_dim;
+        if (part == Part::kWhole)
+          store4(static_cast<T*>(call.output) + at, sum);
+        else
+          store4(static_cast<float*>(call.workspace) + (part == Part::kRest ? all : 0) + at, sum);
       });
 }
 

@@ -1,6 +1,7 @@
 // What one block works on, and copying its share of the state and the window into shared memory.
 #pragma once
 
+#include "feature_map.cuh"
 #include "plan.cuh"
 
 namespace lineahead::cuda {
@@ -101,7 +102,7 @@ __device__ void fetch_state(const Block<T>& block) {
 template <typename T>
 __device__ void fetch_maps(const Block<T>& block) {
   const Call& call = block.call;
-  if (call.settings.map != kHedgehog) return;
+  if (!has_projection(call.settings.map)) return;
   const int group = call.heads / call.shared, step = 128 / sizeof(T), size = call.dim * call.columns;
   for (int i = thread_index() * step; i < size; i += kThreads * step) prefetch(block.key_map() + i);
   for (int i = thread_index() * step; i < size * group; i += kThreads * step) prefetch(block.query_map(block.g * group) + i);

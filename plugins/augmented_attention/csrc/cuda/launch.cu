@@ -23,24 +23,29 @@ struct Message {
 
 constexpr int kInvalid = 1, kUnsupported = 2, kFailed = 3;
 
+size_t workspace_bytes(const Call& call) {
+  return normalizes_rows(call.settings) ? (size_t)2 * 4 * call.batch * call.heads * call.nodes * call.value_dim : 0;
+}
+
 int check(const Call& call, const Message& fail) {
   const Settings& s = call.settings;
   if (call.batch < 1 || call.nodes < 1 || call.shared < 1 || call.heads % call.shared)
     return fail(kInvalid, "batch %d, nodes %d, heads %d, key heads %d: impossible", call.batch, call.nodes, call.heads, call.shared);
   const struct { const char* name; int value, count; } choices[] = {
-      {"local", s.local, kSoftmax + 1}, {"pattern", s.pattern, kSliding + 1}, {"map", s.map, kHedgehog + 1},
-      {"normalizer", s.normalizer, kDenominator + 1}, {"normalizes", s.normalizes, kAll + 1},
-      {"local_norm", s.local_norm, 1}, {"qk_norm", s.qk_norm, 2}, {"type", call.type, kBFloat16 + 1}};
+      {"local", s.local, kYoso + 1}, {"pattern", s.pattern, kSliding + 1}, {"map", s.map, kRfa + 1},
+      {"normalizer", s.normalizer, kRms + 1}, {"normalizes", s.normalizes, kLocal + 1},
+      {"local_norm", s.local_norm, 2}, {"qk_norm", s.qk_norm, 2}, {"type", call.type, kBFloat16 + 1}};
   for (const auto& one : choices)
     if (one.value < 0 || one.value >= one.count) return fail(kUnsupported, "%s %d: this library has no such thing", one.name, one.value);
   if (call.dim % 8 || call.value_dim % 8 || call.dim > kMaxDim)
     return fail(kUnsupported, "head dimensions %d and %d: multiples of 8 up to %d are supported", call.dim, call.value_dim, kMaxDim);
-  if (s.map == kHedgehog && (call.columns % 4 || call.features != 2 * call.columns))
-    return fail(kUnsupported, "%d features of %d columns: hedgehog has two a column, columns a multiple of 4", call.features, call.columns);
-  if (s.map == kIdentity && call.features != call.dim)
-    return fail(kInvalid, "%d features: the identity map has %d", call.features, call.dim);
-  if (s.window < 1 || s.taps < 0 || s.sinks < 0 || (s.local == kNoLocal) != (s.pattern == kNoPattern))
+  const int features = has_projection(s.map) ? call.columns * (s.map == kPerformer ? 1 : 2) : call.dim;
+  if (has_state(s) && (call.features != features || call.columns % 4))
+    return fail(kUnsupported, "%d features of %d columns: the map has %d, and columns are multiples of 4", call.features, call.columns, features);
+  if (s.window < 1 || s.taps < 0 || s.sinks < 0 || (s.local != kNoLocal && s.pattern == kNoPattern) ||
+      (s.local == kNoLocal && s.pattern == kSliding))
     return fail(kInvalid, "window %d, conv_taps %d, sinks %d or local and pattern contradict each other", s.window, s.taps, s.sinks);
+  if (workspace_bytes(call) && !call.workspace) return fail(kInvalid, "no workspace");
   if (!call.tickets) return fail(kInvalid, "no tickets");
   return 0;
 }
@@ -69,7 +74,10 @@ cudaError_t launch(const Call& call, const Layout& layout, cudaStream_t stream) 
   int ring = ring_rows(call.settings);
   void* arguments[] = {const_cast<Call*>(&call), const_cast<Layout*>(&layout), &ring};
   const dim3 grid(layout.slices, layout.row_blocks, call.batch * call.shared);
-  return cudaLaunchKernel(reinterpret_cast<const void*>(kernel), grid, dim3(kThreads), arguments, layout.bytes, stream);
+  error = cudaLaunchKernel(reinterpret_cast<const void*>(kernel), grid, dim3(kThreads), arguments, layout.bytes, stream);
+  if (error != cudaSuccess || !normalizes_rows(call.settings)) return error;
+  const dim3 rows((unsigned)(((size_t)call.batch * call.heads * call.nodes + kWarps - 1) / kWarps));
+  return cudaLaunchKernel(reinterpret_cast<const void*>(normalize_kernel<T>), rows, dim3(kThreads), arguments, 0, stream);
 }
 
 template <typename T>
@@ -104,6 +112,6 @@ extern "C" size_t lineahead_ticket_count(const Call* call) {
   return (size_t)call->batch * call->shared * ((call->value_dim + 15) / 16 + 1);
 }
 
-extern "C" size_t lineahead_workspace_size(const Call*) { return 0; }
+extern "C" size_t lineahead_workspace_size(const Call* call) { return workspace_bytes(*call); }
 
 extern "C" size_t lineahead_call_size(void) { return sizeof(Call); }

@@ -35,6 +35,9 @@ LINEAHEAD_BOTH inline bool has_state(const Settings& settings) { return settings
 LINEAHEAD_BOTH inline bool has_norm(const Settings& settings) {
   return has_state(settings) && settings.normalizer == kDenominator && settings.normalizes != kLocal;
 }
+LINEAHEAD_BOTH inline bool normalizes_rows(const Settings& settings) {
+  return settings.normalizer == kL2 || settings.normalizer == kRms;
+}
 
 int ring_rows(const Settings& settings);
 int rows_per_thread(const Call& call);

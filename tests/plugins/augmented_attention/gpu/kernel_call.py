@@ -9,6 +9,7 @@ from lineahead.plugins.augmented_attention.schema import INPUTS, OUTPUTS, PATTER
 
 LOCALS = ("none", "relu2", "softmax", "yoso")
 MAPS = ("none", "identity", "hedgehog", "elu1", "relu", "performer", "rfa")
+PROJECTED = ("hedgehog", "performer", "rfa")
 NORMALIZERS = ("none", "denominator", "l2", "rms")
 TYPES = (torch.float32, torch.float16, torch.bfloat16)
 SETTINGS = (
@@ -25,8 +26,8 @@ OUT_NAMES = ("output", "state_out", "norm_out", "window_key_out", "window_value_
 def refuse(settings: AttentionSettings) -> None:
     """Raise when `Call` cannot say what `settings` mean."""
     known = {
-        "local": LOCALS[:3], "pattern": PATTERNS, "normalizer": NORMALIZERS[:2], "feature_map": MAPS[:3],
-        "normalizes": SCOPES[:1], "local_norm": (False,), "causal": (True,),
+        "local": LOCALS, "pattern": PATTERNS, "normalizer": NORMALIZERS, "feature_map": MAPS,
+        "normalizes": SCOPES, "local_norm": (False, True), "causal": (True,),
     }  # fmt: skip
     for name, values in known.items():
         if getattr(settings, name) not in values:
@@ -61,6 +62,7 @@ class Kernels:
         self.run.argtypes = [ctypes.POINTER(Call), ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t]
         self.library.lineahead_call_size.restype = ctypes.c_size_t
         self.library.lineahead_ticket_count.restype = ctypes.c_size_t
+        self.library.lineahead_workspace_size.restype = ctypes.c_size_t
         size = self.library.lineahead_call_size()
         assert size == ctypes.sizeof(Call), f"Call has {size} bytes, laid out here as {ctypes.sizeof(Call)}"
         self.tickets: dict[torch.device, torch.Tensor] = {}
@@ -81,7 +83,7 @@ class Kernels:
             index_bytes=ports["length"].element_size(), ancestor_bytes=ports["ancestors"].element_size(),
             batch=q.shape[0], heads=q.shape[1], shared=k.shape[1], nodes=q.shape[2], dim=q.shape[3],
             value_dim=v.shape[3], features=ports["state"].shape[2] if settings.has_state else 0,
-            columns=ports["query_map"].shape[-1] if settings.feature_map == "hedgehog" else 0,
+            columns=ports["query_map"].shape[-1] if settings.feature_map in PROJECTED else 0,
             pending=ports["pending_key"].shape[2], accepted=ports["accept_index"].shape[1],
             alpha_step=1, local_scale_step=1, slice=value_slice,
             **{f"in_{name}": ports[name].data_ptr() for name in INPUTS},
@@ -94,6 +96,9 @@ class Kernels:
                 max(count, 1 << 16), dtype=torch.int32, device=q.device
             )
         call.tickets = tickets.data_ptr()
+        size = self.library.lineahead_workspace_size(ctypes.byref(call))
+        call.space = torch.full((size,), 255, dtype=torch.uint8, device=q.device)  # not-a-numbers
+        call.workspace = call.space.data_ptr() if size else None
         return call
 
     def launch(self, call: Call, stream: int = 0) -> None:

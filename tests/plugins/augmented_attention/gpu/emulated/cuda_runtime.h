@@ -25,6 +25,10 @@ struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+inline void sincospif(float x, float* sine, float* cosine) {
+  const double angle = (double)x * 3.14159265358979323846;
+  *sine = (float)std::sin(angle), *cosine = (float)std::cos(angle);
+}
 inline float __expf(float x) { return std::exp(x); }
 
 using cudaStream_t = void*;

@@ -1,0 +1,61 @@
+"""The CUDA kernels' block, compiled for the CPU: its threads are fibers, taken in any order (`gpu/emulated`)."""
+
+import shutil
+import subprocess
+
+import pytest
+import torch
+from operator_kernel_call import Kernels
+from operator_kernel_cases import SETTINGS, TOLERANCE, Size, check
+
+from lineahead.plugins.augmented_attention import native
+from lineahead.plugins.augmented_attention.methods import PRESETS
+
+SOURCES = native.SOURCES.parent / "cuda"
+TYPES = tuple(TOLERANCE)
+
+
+def build_emulated(sources, folder, emulated):
+    """The kernels in `sources` as a library for the CPU."""
+    for path in (*sources.glob("*.h"), *sources.glob("*.cuh"), *sources.glob("*.cpp"), sources / "launch.cu"):
+        shutil.copy(path, folder)
+    for path in emulated.iterdir():
+        shutil.copy(path, folder)
+    library = folder / "libemulated.so"
+    files = ["launch.cu", "layout.cpp", "emulator.cpp"]
+    command = [native.find_compiler(), "-std=c++17", "-O1", "-fPIC", "-shared", "-w", "-I.", "-x", "c++"]
+    subprocess.run([*command, *files, "-o", library], cwd=folder, check=True)
+    return library
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory, request):
+    if native.find_compiler() is None:
+        pytest.skip("no C++ compiler")
+    emulated = request.path.parent / "gpu" / "emulated"
+    return Kernels(build_emulated(SOURCES, tmp_path_factory.mktemp("emulated"), emulated))
+
+
+def test_every_causal_preset_is_among_the_settings():
+    assert {name for name, settings in PRESETS.items() if settings.causal} <= set(SETTINGS)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_call_is_the_step_in_double_precision(name, in_place, kernels, monkeypatch):
+    """Trees of two ragged sequences; some blocks of the same head run before others, threads in random order."""
+    turn = list(SETTINGS).index(name) + in_place
+    monkeypatch.setenv("EMULATED_ORDER", str(turn))
+    size = Size(nodes=(1, 5, 17)[turn % 3], length=(70, 63), pending=(6, 0, 3)[turn // 3 % 3], dim=16)
+    check(kernels, SETTINGS[name], size, dtype=TYPES[turn % 3], seed=turn, in_place=in_place, value_slice=16)
+
+
+def test_a_missing_workspace_is_refused(kernels):
+    from operator_kernel_cases import make_case
+
+    settings = SETTINGS["yoso"]
+    ports = make_case(settings, Size(nodes=1), dtype=torch.float32)
+    call = kernels.prepare(ports, kernels.outputs(ports, in_place=False), settings, 1.0)
+    call.workspace = None
+    with pytest.raises(RuntimeError, match="no workspace"):
+        kernels.launch(call)
