@@ -1,4 +1,4 @@
-"""The CUDA kernels' block, compiled for the CPU: its threads are fibers, taken in any order (`gpu/emulated`)."""
+"""The CUDA kernels, compiled for the CPU: threads are fibers, taken in any order (`gpu/emulated`)."""
 
 import shutil
 import subprocess
@@ -43,7 +43,7 @@ def test_every_causal_preset_is_among_the_settings():
 @pytest.mark.parametrize("name", SETTINGS)
 @pytest.mark.parametrize("in_place", [False, True])
 def test_a_call_is_the_step_in_double_precision(name, in_place, kernels, monkeypatch):
-    """Trees of two ragged sequences; some blocks of the same head run before others, threads in random order."""
+    """Trees of two ragged sequences; blocks and threads run in a random order."""
     turn = list(SETTINGS).index(name) + in_place
     monkeypatch.setenv("EMULATED_ORDER", str(turn))
     size = Size(nodes=(1, 5, 17)[turn % 3], length=(70, 63), pending=(6, 0, 3)[turn // 3 % 3], dim=16)
