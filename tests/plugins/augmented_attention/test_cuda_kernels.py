@@ -22,7 +22,7 @@ def build_emulated(sources, folder, emulated):
     for path in emulated.iterdir():
         shutil.copy(path, folder)
     library = folder / "libemulated.so"
-    files = ["launch.cu", "layout.cpp", "emulator.cpp"]
+    files = ["launch.cu", *(path.name for path in sources.glob("*.cpp")), "emulator.cpp"]
     command = [native.find_compiler(), "-std=c++17", "-O1", "-fPIC", "-shared", "-w", "-I.", "-x", "c++"]
     subprocess.run([*command, *files, "-o", library], cwd=folder, check=True)
     return library

@@ -16,6 +16,7 @@ __device__ __forceinline__ float local_weight(int local, float score, float peak
     const float square = p * p, fourth = square * square;
     return fourth * fourth;
   }
+  if (local == kNoLocal) return 0;
   const float x = fmaxf(score, 0.0f);  // relu2: Hua et al., 2022, arXiv:2202.10447
   return x * x;
 }

@@ -130,6 +130,14 @@ __device__ void fetch_columns(const Block<T>& block) {
   }
 }
 
+// Ports that the settings leave unused pass through.
+__device__ inline void pass_unused(const Call& call) {
+  const uint3 block = block_index();
+  if (thread_index() || block.x || block.y || block.z) return;
+  if (!has_state(call.settings) && call.state_out && call.state_out != call.state) *call.state_out = *call.state;
+  if (!has_norm(call.settings) && call.norm_out && call.norm_out != call.norm) *call.norm_out = *call.norm;
+}
+
 // Copy one row of `dim` numbers to shared memory as float, L2-normalised and rounded to T if asked; by one warp.
 template <typename T>
 __device__ void load_row(const T* from, int dim, bool normalise, float eps, float* to) {

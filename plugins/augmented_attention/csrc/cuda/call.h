@@ -12,6 +12,7 @@ enum Map : int32_t { kNoMap, kIdentity, kHedgehog, kElu1, kRelu, kPerformer, kRf
 enum Normalizer : int32_t { kNoNormalizer, kDenominator, kL2, kRms };
 enum Scope : int32_t { kAll, kGlobal, kLocal };  // `normalizes`
 enum Type : int32_t { kFloat, kHalf, kBFloat16 };
+enum Variant : int32_t { kAnyVariant, kStep, kStream };  // which kernel, for tests and timing; the launcher chooses for kAnyVariant
 
 // schema.AttentionSettings and the node's `scale`. `floor` is the property of that name.
 struct Settings {
@@ -30,7 +31,7 @@ struct Call {
   int32_t alpha_step, local_scale_step;                                    // 0 when one number serves all heads
   int32_t slice;    // columns of the value dimension that a block works on, a power of two; 0 lets the launcher choose
   int32_t chain;    // 1: the caller knows `ancestors` to be lower triangles; it is not read, and long calls are prefilled
-  int32_t variant;  // which kernel: 0 lets the launcher choose, else a Variant of launch.h, for tests and timing
+  int32_t variant;  // a Variant
   const void *query, *key, *value, *ancestors, *length, *accept_index, *accept_count;
   const float *state, *norm;
   const void *window_key, *window_value, *pending_key, *pending_value;

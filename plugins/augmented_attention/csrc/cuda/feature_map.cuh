@@ -48,12 +48,13 @@ __device__ inline void fourier_features(float* z, int columns, float scale) {
 }
 
 // From z = x W of one row to its features, in place; by one warp. x[dim] is read by the map that needs its length.
-__device__ inline void finish_row(const Settings& settings, const float* x, int dim, float* z, int columns) {
+template <typename T>
+__device__ void finish_row(const Settings& settings, const T* x, int dim, float* z, int columns) {
   if (settings.map == kHedgehog) {
     two_softmaxes(z, columns);
   } else if (settings.map == kPerformer) {
     float squares = 0;
-    for (int i = lane_index(); i < dim; i += kLanes) squares = fmaf(x[i], x[i], squares);
+    for (int i = lane_index(); i < dim; i += kLanes) squares = fmaf(to_float(x[i]), to_float(x[i]), squares);
     positive_features(z, columns, lane_sum(squares), settings.scale);
   } else {
     fourier_features(z, columns, settings.scale);

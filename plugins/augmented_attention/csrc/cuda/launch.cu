@@ -3,6 +3,7 @@
 #include <cstdio>
 
 #include "step.cuh"
+#include "stream_step.cuh"
 
 namespace lineahead::cuda {
 
@@ -66,23 +67,33 @@ const Device* device_limits(int* index) {
   return &device;
 }
 
-template <int kRows, typename T>
-cudaError_t launch(const Call& call, const Layout& layout, cudaStream_t stream) {
-  const auto kernel = step_kernel<kRows, T>;
-  cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, layout.bytes);
+cudaError_t enqueue(const void* kernel, const Call& call, const Layout& layout, dim3 grid, int bytes, cudaStream_t stream) {
+  const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (error != cudaSuccess) return error;
   int ring = ring_rows(call.settings);
   void* arguments[] = {const_cast<Call*>(&call), const_cast<Layout*>(&layout), &ring};
-  const dim3 grid(layout.slices, layout.row_blocks, call.batch * call.shared);
-  error = cudaLaunchKernel(reinterpret_cast<const void*>(kernel), grid, dim3(kThreads), arguments, layout.bytes, stream);
-  if (error != cudaSuccess || !normalizes_rows(call.settings)) return error;
-  const dim3 rows((unsigned)(((size_t)call.batch * call.heads * call.nodes + kWarps - 1) / kWarps));
-  return cudaLaunchKernel(reinterpret_cast<const void*>(normalize_kernel<T>), rows, dim3(kThreads), arguments, 0, stream);
+  return cudaLaunchKernel(kernel, grid, dim3(kThreads), arguments, bytes, stream);
 }
 
 template <typename T>
-cudaError_t launch_type(const Call& call, const Layout& layout, cudaStream_t stream) {
-  return rows_per_thread(call) == 1 ? launch<1, T>(call, layout, stream) : launch<4, T>(call, layout, stream);
+cudaError_t launch_step(const Call& call, const Layout& layout, cudaStream_t stream) {
+  const void* kernel = rows_per_thread(call) == 1 ? reinterpret_cast<const void*>(step_kernel<1, T>)
+                                                  : reinterpret_cast<const void*>(step_kernel<4, T>);
+  const dim3 grid(layout.slices, layout.row_blocks, call.batch * call.shared);
+  const cudaError_t error = enqueue(kernel, call, layout, grid, layout.bytes, stream);
+  if (error != cudaSuccess || !normalizes_rows(call.settings)) return error;
+  const dim3 rows((unsigned)(((size_t)call.batch * call.heads * call.nodes + kWarps - 1) / kWarps));
+  return enqueue(reinterpret_cast<const void*>(normalize_kernel<T>), call, layout, rows, 0, stream);
+}
+
+template <typename T>
+cudaError_t launch_stream(const Call& call, const Layout& layout, cudaStream_t stream) {
+  const int steps = (call.features + 63) / 64;
+  const void* kernel = steps <= 1   ? reinterpret_cast<const void*>(stream_kernel<1, T>)
+                       : steps <= 2 ? reinterpret_cast<const void*>(stream_kernel<2, T>)
+                       : steps <= 4 ? reinterpret_cast<const void*>(stream_kernel<4, T>)
+                                    : reinterpret_cast<const void*>(stream_kernel<8, T>);
+  return enqueue(kernel, call, layout, dim3(layout.slices, 1, call.batch * call.shared), layout.bytes, stream);
 }
 
 }  // namespace
@@ -97,14 +108,20 @@ extern "C" int lineahead_augmented_attention(const Call* call, void* stream, cha
   int index = 0;
   const Device* device = device_limits(&index);
   if (!device) return fail(kFailed, "no CUDA device");
+  const cudaStream_t queue = static_cast<cudaStream_t>(stream);
+  const Layout streaming = call->variant == kStep ? Layout{} : make_stream_layout(*call, *device);
+  if (streaming.bytes) {
+    const cudaError_t error = call->type == kHalf ? launch_stream<__half>(*call, streaming, queue) : launch_stream<__nv_bfloat16>(*call, streaming, queue);
+    return error == cudaSuccess ? 0 : fail(kFailed, "%s", cudaGetErrorString(error));
+  }
+  if (call->variant == kStream) return fail(kUnsupported, "the streaming kernel does not serve this call");
   const Layout layout = make_layout(*call, *device);
   if (!layout.bytes)
     return fail(kUnsupported, "window %d, conv_taps %d and %d nodes of dimension %d do not fit in %d bytes of shared memory",
                 call->settings.window, call->settings.taps, call->nodes, call->dim, device->shared_memory);
-  const cudaStream_t queue = static_cast<cudaStream_t>(stream);
-  const cudaError_t error = call->type == kHalf       ? launch_type<__half>(*call, layout, queue)
-                            : call->type == kBFloat16 ? launch_type<__nv_bfloat16>(*call, layout, queue)
-                                                      : launch_type<float>(*call, layout, queue);
+  const cudaError_t error = call->type == kHalf       ? launch_step<__half>(*call, layout, queue)
+                            : call->type == kBFloat16 ? launch_step<__nv_bfloat16>(*call, layout, queue)
+                                                      : launch_step<float>(*call, layout, queue);
   return error == cudaSuccess ? 0 : fail(kFailed, "%s", cudaGetErrorString(error));
 }
 

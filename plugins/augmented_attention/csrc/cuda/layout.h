@@ -17,7 +17,15 @@ struct Layout {
   int words;            // 32-bit words a row of `ancestors`
   int state, norm, weight, row, phi, fold_value, partial, key, value, position, source, far, node, ancestors, flags;
   int bytes;
+  // Of the streaming kernel (stream.cuh) alone.
+  int passes;            // a block takes its columns so many at a time as kPassColumns
+  int first_node;        // columns before the nodes: rows of the window, rows that may be accepted
+  int value_stride, phi_stride, row_stride, projected;  // elements a row of `value`, `phi` and `row`; floats a row of `partial`
+  int far_tile;
+  int phi_query, phi_far, length;  // offsets
 };
+
+constexpr int kPassColumns = 32;
 
 struct Device {
   int processors;     // streaming multiprocessors
@@ -39,10 +47,18 @@ LINEAHEAD_BOTH inline bool normalizes_rows(const Settings& settings) {
   return settings.normalizer == kL2 || settings.normalizer == kRms;
 }
 
+// Keys that one commit can fold, at most.
+inline int most_folds(const Call& call) {
+  return call.pending ? call.accepted + (call.settings.pattern == kGrouped ? call.settings.window - 1 : 0) : 0;
+}
+
 int ring_rows(const Settings& settings);
 int rows_per_thread(const Call& call);
 
 // The layout of `call` on `device`; bytes is 0 when there is none.
 Layout make_layout(const Call& call, const Device& device);
+
+// The same for the streaming kernel; bytes is 0 when it does not serve the call.
+Layout make_stream_layout(const Call& call, const Device& device);
 
 }  // namespace lineahead::cuda

@@ -117,24 +117,31 @@ __device__ inline int tap(const Settings& settings, const Plan& plan, const Tabl
   return lag >= 0 && lag < settings.taps && (node < 0 || tables.is_ancestor(t, node)) ? lag : -1;
 }
 
-// Fill the tables; all threads of the block, which must synchronise afterwards.
-__device__ inline void fill_tables(const Call& call, const Plan& plan, int b, Tables& tables) {
-  const int warp = warp_index(), lane = lane_index(), nodes = call.nodes;
-  for (int t = warp; t < nodes; t += kWarps) {
-    const size_t row = ((size_t)b * nodes + t) * nodes;
+__device__ inline bool read_ancestor(const Call& call, int b, int t, int j) {
+  if (call.chain) return j <= t;
+  const size_t i = ((size_t)b * call.nodes + t) * call.nodes + j;
+  return call.ancestor_bytes == 4 ? static_cast<const int*>(call.ancestors)[i] != 0 : static_cast<const char*>(call.ancestors)[i] != 0;
+}
+
+// Which nodes are above which, and their positions; all threads of the block, which must synchronise afterwards.
+__device__ inline void fill_nodes(const Call& call, const Plan& plan, int b, Tables& tables) {
+  const int lane = lane_index(), nodes = call.nodes;
+  for (int t = warp_index(); t < nodes; t += kWarps) {
     int depth = -1;
     for (int word = 0; word < tables.words; ++word) {
       const int j = word * 32 + lane;
-      bool set = false;
-      if (j < nodes)
-        set = call.ancestor_bytes == 4 ? static_cast<const int*>(call.ancestors)[row + j] != 0
-                                       : static_cast<const char*>(call.ancestors)[row + j] != 0;
-      const unsigned bits = ballot(set);
+      const unsigned bits = ballot(j < nodes && read_ancestor(call, b, t, j));
       if (lane == 0) tables.ancestors[t * tables.words + word] = bits;
       depth += bit_count(bits);
     }
     if (lane == 0) tables.node[t] = plan.total + depth;
   }
+}
+
+// Fill the tables; all threads of the block, which must synchronise afterwards.
+__device__ inline void fill_tables(const Call& call, const Plan& plan, int b, Tables& tables) {
+  const int warp = warp_index(), lane = lane_index(), nodes = call.nodes;
+  fill_nodes(call, plan, b, tables);
   sync_block();
   const int first_node = plan.first_node();
   for (int c = thread_index(); c < plan.columns(); c += kThreads) {

@@ -5,14 +5,6 @@
 
 namespace lineahead::cuda {
 
-// Ports that the settings leave unused pass through.
-__device__ inline void pass_unused(const Call& call) {
-  const uint3 block = block_index();
-  if (thread_index() || block.x || block.y || block.z) return;
-  if (!has_state(call.settings) && call.state_out && call.state_out != call.state) *call.state_out = *call.state;
-  if (!has_norm(call.settings) && call.norm_out && call.norm_out != call.norm) *call.norm_out = *call.norm;
-}
-
 template <int kRows, typename T>
 __device__ void step(const Call& call, const Layout& layout, int ring) {
   pass_unused(call);

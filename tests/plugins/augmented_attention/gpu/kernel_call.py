@@ -67,7 +67,16 @@ class Kernels:
         assert size == ctypes.sizeof(Call), f"Call has {size} bytes, laid out here as {ctypes.sizeof(Call)}"
         self.tickets: dict[torch.device, torch.Tensor] = {}
 
-    def prepare(self, ports, out, settings: AttentionSettings, scale: float, value_slice: int = 0) -> Call:
+    def prepare(
+        self,
+        ports,
+        out,
+        settings: AttentionSettings,
+        scale: float,
+        value_slice: int = 0,
+        variant: int = 0,
+        chain: bool = False,
+    ) -> Call:
         """The `Call` for tensors `ports` (by INPUTS) and `out` (by OUTPUTS)."""
         refuse(settings)
         q, k, v = (ports[name] for name in ("query", "key", "value"))
@@ -85,7 +94,7 @@ class Kernels:
             value_dim=v.shape[3], features=ports["state"].shape[2] if settings.has_state else 0,
             columns=ports["query_map"].shape[-1] if settings.feature_map in PROJECTED else 0,
             pending=ports["pending_key"].shape[2], accepted=ports["accept_index"].shape[1],
-            alpha_step=1, local_scale_step=1, slice=value_slice,
+            alpha_step=1, local_scale_step=1, slice=value_slice, variant=variant, chain=chain,
             **{f"in_{name}": ports[name].data_ptr() for name in INPUTS},
             **{name: out[port].data_ptr() for name, port in zip(OUT_NAMES, OUTPUTS, strict=True)},
         )  # fmt: skip
@@ -119,9 +128,9 @@ class Kernels:
                 out[name] = ports[name] if in_place else torch.full_like(ports[name], torch.nan)
         return out
 
-    def step(self, ports, settings, scale, *, in_place=False, value_slice=0):
+    def step(self, ports, settings, scale, *, in_place=False, value_slice=0, variant=0, chain=False):
         """Outputs by name. With `in_place` the state tensors of `ports` are overwritten."""
         out = self.outputs(ports, in_place=in_place)
         stream = torch.cuda.current_stream().cuda_stream if ports["query"].is_cuda else 0
-        self.launch(self.prepare(ports, out, settings, scale, value_slice), stream)
+        self.launch(self.prepare(ports, out, settings, scale, value_slice, variant, chain), stream)
         return out

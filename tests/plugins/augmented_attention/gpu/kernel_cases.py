@@ -190,12 +190,15 @@ def check(
     index=torch.int64,
     in_place=False,
     value_slice=0,
+    variant=0,
 ):
     """Largest output error over its tolerance; the state must be right to rounding."""
     scale = 1.0 if settings.qk_norm else size.dim**-0.5
     ports = make_case(settings, size, dtype=dtype, device=device, seed=seed, chain=chain, index=index)
     before = {name: x.clone() for name, x in ports.items()}
-    got = kernels.step(ports, settings, scale, in_place=in_place, value_slice=value_slice)
+    got = kernels.step(
+        ports, settings, scale, in_place=in_place, value_slice=value_slice, variant=variant, chain=chain
+    )
     found = errors(got, before, settings, scale)
     limits = {**dict.fromkeys(found, 0.0), "output": TOLERANCE[dtype], "state": 2e-6, "norm": 2e-6}
     if settings.qk_norm:

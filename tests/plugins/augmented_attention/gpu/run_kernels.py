@@ -9,6 +9,7 @@ Needs nvcc and torch.
 import argparse
 import importlib.util
 import itertools
+import json
 import subprocess
 import sys
 import tempfile
@@ -48,8 +49,7 @@ def build(folder: Path) -> Path:
         "-shared",
         "-o",
         str(library),
-        str(SOURCES / "launch.cu"),
-        str(SOURCES / "layout.cpp"),
+        *map(str, (*SOURCES.glob("*.cu"), *SOURCES.glob("*.cpp"))),
     ]
     started = time.time()
     subprocess.run(command, check=True)
@@ -83,6 +83,7 @@ def check_all(kernels, small: bool) -> int:
                 "in_place": calls % 2 == 0,
                 "value_slice": (0, 0, 16, 32)[calls % 4],
                 "chain": calls % 5 == 0,
+                "variant": (0, 0, 1)[calls % 3],
                 "index": (torch.int64, torch.int32)[calls % 3 == 1],
             }
             calls += 1
@@ -162,6 +163,7 @@ def main() -> int:
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--only", choices=("checks", "drift", "timing"))
     parser.add_argument("--library", type=Path)
+    parser.add_argument("--json", type=Path, help="where to write the timings")
     arguments = parser.parse_args()
     import_package()
     from kernel_call import Kernels
@@ -174,7 +176,9 @@ def main() -> int:
     if arguments.only in (None, "drift"):
         failures += drift(kernels, 20 if arguments.small else 2000)
     if arguments.only in (None, "timing") and not arguments.small:
-        time_all(kernels)
+        timings = time_all(kernels)
+        if arguments.json:
+            arguments.json.write_text(json.dumps(timings, indent=1) + "\n")
     print("FAILED" if failures else "passed")
     return int(failures > 0)
 

@@ -31,6 +31,7 @@ struct Warp {
   Barrier barrier{kLaneCount};
   float value[2][kLaneCount];
   unsigned votes[2] = {};
+  uint32_t left[2][kLaneCount][4], right[2][kLaneCount][2];
 };
 
 struct Thread {
@@ -130,6 +131,25 @@ float exchange(float mine, int mask) {
   warp.value[half][lane] = mine;
   wait(warp.barrier);
   return warp.value[half][lane ^ mask];
+}
+
+void warp_product(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, int per, float (*read)(uint32_t, int)) {
+  const int lane = current->thread % kLaneCount;
+  Warp& warp = warps[current->thread / kLaneCount];
+  const unsigned half = warp.barrier.turn % 2;
+  for (int i = 0; i < 4; ++i) warp.left[half][lane][i] = a[i];
+  warp.right[half][lane][0] = b0, warp.right[half][lane][1] = b1;
+  wait(warp.barrier);
+  for (int i = 0; i < 4; ++i) {  // row lane / 4 (+ 8), column 2 (lane % 4) (+ 1)
+    const int row = lane / 4, column = lane % 4 * 2 + i % 2;
+    float total = sum[i];
+    for (int k = 0; k < 8 * per; ++k) {
+      const int word = k % (4 * per) / per, upper = k / (4 * per);
+      const float x = read(warp.left[half][row * 4 + word][upper * 2 + i / 2], k % per);
+      total += x * read(warp.right[half][column * 4 + word][upper], k % per);
+    }
+    sum[i] = total;
+  }
 }
 
 unsigned vote(bool mine) {
