@@ -91,7 +91,7 @@ def time_call(kernels, settings, size, dtype, value_slice=0, variant=0):
 
 
 def time_all(kernels) -> dict[str, Any]:
-    """Print and return a table: microseconds a call, times its floor at the copy bandwidth, share of that bandwidth."""
+    """Print and return a table: microseconds a call, over its floor at the copy bandwidth, share of that."""
     bandwidth, empty = copy_bandwidth(), launch_seconds()
     rows = []
     print(f"\ncopy bandwidth {bandwidth / 1e12:.2f} TB/s; an empty launch {empty * 1e6:.2f} us")
