@@ -9,6 +9,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from filelock import FileLock
+
 from lineahead.errors import StorageError
 
 
@@ -33,6 +35,25 @@ def replacing(target: Path) -> Iterator[Path]:
         raise storage_error(target, error) from error
     finally:
         _remove(temporary)
+
+
+@contextlib.contextmanager
+def holding(target: Path) -> Iterator[None]:
+    """Keep other processes that hold `target` waiting, so that what is read is what is replaced.
+
+    Raises:
+        StorageError: when the folder cannot be written.
+    """
+    lock = FileLock(target.with_name(f".{target.name}.lock"))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        raise storage_error(target, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _rename(temporary: Path, target: Path) -> None:

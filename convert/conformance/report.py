@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from lineahead.convert.conformance.cells import FORMS, Cell, Form
-from lineahead.convert.conformance.run import load_cells, run_grid, save_cells, subjects, versions
+from lineahead.convert.conformance.run import keep_cells, load_cells, run_grid, subjects, versions
 from lineahead.convert.conformance.table import as_markdown, counts
 from lineahead.convert.training.progress import Progress, Silent
-from lineahead.recipes.files import write_text
+from lineahead.recipes.files import holding, write_text
 
 SAVE_SECONDS = 20.0
 
@@ -80,8 +80,9 @@ def measure_all(
         presets: methods; all when empty.
         forms: forms; all when empty.
         workers: processes at a time.
-        output: page of Markdown; the cells are kept in ``.json`` beside it, those that an earlier run of the
-            same code and libraries measured are reused, and the page shows them all.
+        output: page of Markdown; the cells are kept in ``.json`` beside it, those that another run of the
+            same code and libraries has measured are reused, and the page shows them all. Several runs may
+            write to one page at a time.
         progress: where to report.
 
     Raises:
@@ -89,7 +90,8 @@ def measure_all(
         StorageError: when a file cannot be written.
     """
     grid = subjects(families, presets, forms)
-    kept = load_cells(output.with_suffix(".json")) if output is not None else []
+    table = output.with_suffix(".json") if output is not None else None
+    kept = load_cells(table) if table is not None else []
     have = {(cell.family, cell.kind, cell.preset, cell.form) for cell in kept}
     missing = [
         replace(one, forms=tuple(f for f in one.forms if (one.family, one.kind, one.preset, f) not in have))
@@ -103,19 +105,31 @@ def measure_all(
         for cells in run_grid(todo, workers=workers):
             kept += cells
             report.advance(1, {name: float(number) for name, number in counts(kept).items()})
-            if output is not None and time.monotonic() - saved > SAVE_SECONDS:
-                save_cells(output.with_suffix(".json"), kept)
+            if table is not None and time.monotonic() - saved > SAVE_SECONDS:
+                kept = keep_cells(table, kept)
                 saved = time.monotonic()
     finally:
         report.finish()
-        if output is not None and kept:
-            save_cells(output.with_suffix(".json"), kept)
-    order = {(one.family, one.kind, one.preset): place for place, one in enumerate(subjects())}
-    kept.sort(key=lambda cell: (order[cell.family, cell.kind, cell.preset], list(FORMS).index(cell.form)))
+        if table is not None and kept:
+            kept = keep_cells(table, kept)
     if output is not None:
-        write_text(output, as_markdown(kept, versions(), commands(kept)))
+        _write_page(output)
     mine = {(one.family, one.kind, one.preset, form) for one in grid for form in one.forms}
-    return [cell for cell in kept if (cell.family, cell.kind, cell.preset, cell.form) in mine]
+    return [cell for cell in _ordered(kept) if (cell.family, cell.kind, cell.preset, cell.form) in mine]
+
+
+def _write_page(output: Path) -> None:
+    """The page of all cells beside it, those that another run has kept meanwhile included."""
+    with holding(output):
+        kept = _ordered(load_cells(output.with_suffix(".json")))
+        write_text(output, as_markdown(kept, versions(), commands(kept)))
+
+
+def _ordered(cells: Sequence[Cell]) -> list[Cell]:
+    order = {(one.family, one.kind, one.preset): place for place, one in enumerate(subjects())}
+    return sorted(
+        cells, key=lambda cell: (order[cell.family, cell.kind, cell.preset], list(FORMS).index(cell.form))
+    )
 
 
 def commands(cells: Sequence[Cell]) -> list[str]:

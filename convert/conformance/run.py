@@ -1,5 +1,6 @@
 """Measure a grid of families and methods in processes of their own; rows measured before are kept."""
 
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -27,7 +28,7 @@ from lineahead.convert.replace import linearize
 from lineahead.convert.tiny_models import limit_memory, randomize, tiny_model
 from lineahead.errors import ArchitectureError, InputError, LineaheadError
 from lineahead.plugins.augmented_attention.methods import PRESETS
-from lineahead.recipes.files import write_text
+from lineahead.recipes.files import holding, write_text
 
 KINDS: dict[Kind, Sequence[str]] = {
     "decoder": tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
@@ -138,8 +139,12 @@ def _begin() -> None:
     limit_memory()
 
 
+@functools.cache
 def versions() -> dict[str, str]:
-    """What the cells depend on: libraries, and a digest of this package's operator and conversion code."""
+    """What the cells depend on: libraries, and a digest of this package's operator and conversion code.
+
+    It is read once: code that changes while a run goes on is not the code that runs.
+    """
     root, digest = Path(lineahead.__file__).parent, hashlib.sha256()
     for folder in ("plugins", "convert"):
         for path in sorted((root / folder).rglob("*.py")):
@@ -148,20 +153,35 @@ def versions() -> dict[str, str]:
     return {"lineahead": f"{lineahead.__version__}, code {digest.hexdigest()[:12]}", **found}
 
 
-def save_cells(path: Path, cells: Sequence[Cell]) -> None:
-    """Keep cells with the versions that they hold for.
+def keep_cells(path: Path, cells: Sequence[Cell]) -> list[Cell]:
+    """Add cells to those that this run and others keep in a file, with the versions that they hold for.
+
+    Args:
+        path: the file; what other versions measured is dropped.
+        cells: new ones, in the place of those of the same subject, form and scenario.
+
+    Returns:
+        All cells of the file.
 
     Raises:
         StorageError: when the file cannot be written.
     """
-    rows = [
-        {name: value for name, value in asdict(cell).items() if value not in (None, "")} for cell in cells
-    ]
-    write_text(path, json.dumps({"versions": versions(), "cells": rows}) + "\n")
+    with holding(path):
+        found = {_key(cell): cell for cell in (*load_cells(path), *cells)}
+        rows = [
+            {name: value for name, value in asdict(cell).items() if value not in (None, "")}
+            for cell in found.values()
+        ]
+        write_text(path, json.dumps({"versions": versions(), "cells": rows}) + "\n")
+    return list(found.values())
+
+
+def _key(cell: Cell) -> tuple[str, ...]:
+    return (cell.family, cell.kind, cell.preset, cell.form, cell.scenario)
 
 
 def load_cells(path: Path) -> list[Cell]:
-    """Cells that :func:`save_cells` wrote under the same versions; none otherwise."""
+    """Cells that :func:`keep_cells` wrote under the same versions; none otherwise."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         return [Cell(**row) for row in data["cells"]] if data["versions"] == versions() else []

@@ -2,11 +2,12 @@
 
 import errno
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from lineahead.errors import StorageError
-from lineahead.recipes.files import replacing, sha256, write_text
+from lineahead.recipes.files import holding, replacing, sha256, write_text
 
 
 class StopError(Exception):
@@ -49,3 +50,23 @@ def test_a_full_disk_is_an_error_that_names_the_file(tmp_path):
 def test_sha256(tmp_path):
     (tmp_path / "f").write_bytes(b"abc")
     assert sha256(tmp_path / "f").startswith("ba7816bf")
+
+
+def test_holders_of_one_file_take_turns(tmp_path):
+    """Threads that count in a file, each reading before it writes, lose no count."""
+    target = tmp_path / "count"
+    write_text(target, "0")
+
+    def add(_):
+        with holding(target):
+            write_text(target, str(int(target.read_text(encoding="utf-8")) + 1))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(add, range(40)))
+    assert target.read_text(encoding="utf-8") == "40"
+
+
+def test_a_folder_that_cannot_be_held_is_a_storage_error(tmp_path):
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(StorageError, match="cannot write"), holding(tmp_path / "file" / "page.md"):
+        pass

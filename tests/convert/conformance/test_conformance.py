@@ -199,6 +199,21 @@ def test_a_run_is_resumed_from_its_cells(tmp_path, monkeypatch):
     assert calls[-1] == first
 
 
+def test_runs_that_share_a_page_keep_each_others_cells(tmp_path, monkeypatch):
+    """While one run measures, another begins and ends on the same page."""
+    output = tmp_path / "page.md"
+
+    def quick(subject):
+        if subject.preset == "augmented":
+            measure_all(["llama"], ["relu"], ["step"], output=output)
+        return [subject.cell("step", "tree", status="ok", error=1e-7)]
+
+    monkeypatch.setattr(run_module, "measure_subject", quick)
+    found = measure_all(["llama"], ["augmented"], ["step"], output=output)
+    assert {cell.preset for cell in found} == {"augmented"}
+    assert "| llama | 1e-07 | 1e-07 |" in output.read_text()
+
+
 def test_processes_give_the_same_cells(one_thread):
     grid = subjects(["llama"], ["augmented"], ["training"])
     (here,), (there,) = (list(run_grid(grid, workers=workers)) for workers in (1, 2))
