@@ -101,7 +101,7 @@ def _read_text(cell: Cell, job: Job, work: Path) -> dict[str, Any]:
         torch.set_float32_matmul_precision("high")
     precision = resolve_precision(study.precision, accelerator.device)
     model, tokenizer = starting_point(
-        study, cell.model, cell.task, labels=0, seed=cell.seed, folder=job.folder / "made"
+        cell.model, cell.origin, task, labels=0, seed=cell.seed, folder=job.folder / "made"
     )
     if cell.settings is not None:
         linearize(model, cell.settings)
@@ -109,7 +109,7 @@ def _read_text(cell: Cell, job: Job, work: Path) -> dict[str, Any]:
     model.to(accelerator.device)
     runs = [
         _stage(cell, job, work / f"stage-{index}", index, model, tokenizer, accelerator)
-        for index in _stages(cell, study, model)
+        for index in _stages(cell, model)
     ]
     found = evaluate(
         model,
@@ -132,10 +132,10 @@ def _read_text(cell: Cell, job: Job, work: Path) -> dict[str, Any]:
     }
 
 
-def _stages(cell: Cell, study: Study, model: PreTrainedModel) -> list[int]:
+def _stages(cell: Cell, model: PreTrainedModel) -> list[int]:
     """Numbers of the stages that a cell runs; only a method with parameters has something to transfer to."""
     every = range(len(cell.row.stages))
-    if cell.settings is None and study.models[cell.model].base is not None:
+    if cell.settings is None and cell.origin.base is not None:
         return []
     if new_parameters(model):
         return list(every)
@@ -192,7 +192,7 @@ def _tokens(cell: Cell, job: Job, tokenizer: PreTrainedTokenizerBase) -> Tokens:
 def _trainer(cell: Cell, job: Job, stage: TransferStage | DistillStage, model: PreTrainedModel) -> Trainer:
     if isinstance(stage, TransferStage):
         return TransferTrainer(model, stage.learning_rate)
-    other, base = None, job.study.models[cell.model].base
+    other, base = None, cell.origin.base
     if stage.kl and stage.trainable == "full" and base is not None:
         other = load_source(base).model.to(model.device)  # type: ignore[arg-type]
         freeze(other, resolve_precision(job.study.precision, model.device))
@@ -212,9 +212,9 @@ def _classify(cell: Cell, job: Job, work: Path) -> dict[str, Any]:
     train_data = read_labelled(Path(task.train))
     test_data = read_labelled(Path(task.test), train_data.names)
     model, tokenizer = starting_point(
-        job.study,
         cell.model,
-        cell.task,
+        cell.origin,
+        task,
         labels=len(train_data.names),
         seed=cell.seed,
         folder=job.folder / "made",

@@ -1,7 +1,7 @@
 """A study's cells: every method of every comparison, with its settings or the reason why it has none."""
 
 import fnmatch
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ from lineahead.errors import InputError, LineaheadError
 from lineahead.plugins.augmented_attention.methods import PRESETS, preset
 from lineahead.plugins.augmented_attention.schema import AttentionSettings
 from lineahead.recipes.schema import Method
-from lineahead.recipes.study.schema import ALL, SOFTMAX, Comparison, NamedMethod, Study
+from lineahead.recipes.study.schema import ALL, SOFTMAX, Comparison, NamedMethod, Study, StudyModel
 
 AUGMENTED = "augmented-"
 
@@ -25,7 +25,8 @@ class Cell:
         task: the task's.
         method: what the tables call it, without ``augmented-``.
         augmented: whether it is the augmented form of `method`.
-        settings: the operator's; None for softmax attention.
+        settings: the operator's; None for softmax attention and for a linear attention of the model's own.
+        origin: the study's model, its config that of the variant.
         refused: why the settings are impossible; None when they are not.
         row: the comparison that it belongs to.
         seed: of weights, data order and dropout.
@@ -38,6 +39,7 @@ class Cell:
     method: str
     augmented: bool
     settings: AttentionSettings | None
+    origin: StudyModel
     refused: str | None
     row: Comparison
     seed: int
@@ -82,31 +84,51 @@ def spelled_out(wanted: Iterable[NamedMethod]) -> Iterator[NamedMethod]:
 
 
 def _row_cells(study: Study, row: Comparison, seed: int) -> Iterator[Cell]:
+    if row.variants:
+        for name, config in row.variants.items():
+            yield _cell(study, row, seed, name, config=config)
+        return
     for method in spelled_out(row.methods):
-        name = method.name
         settings, refused = _settings(method, row.settings)
-        plain = name.removeprefix(AUGMENTED)
-        suffix = f"-seed{seed}" if len(row.seeds) > 1 else ""
-        facts: dict[str, Any] = {
-            "model": study.models[row.model].model_dump(mode="json"),
-            "task": study.tasks[row.task].model_dump(mode="json"),
-            "settings": None if settings is None else settings.as_dict(),
-            "stages": [stage.model_dump(mode="json") for stage in row.stages],
-            "precision": study.precision,
-            "seed": seed,
-        }
-        yield Cell(
-            name=f"{row.model}-{row.task}-{name}{suffix}",
-            model=row.model,
-            task=row.task,
-            method=plain,
-            augmented=name != plain,
-            settings=settings,
-            refused=refused,
-            row=row,
-            seed=seed,
-            digest=digest(facts),
-        )
+        yield _cell(study, row, seed, method.name, settings=settings, refused=refused)
+
+
+def _cell(
+    study: Study,
+    row: Comparison,
+    seed: int,
+    name: str,
+    *,
+    settings: AttentionSettings | None = None,
+    refused: str | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> Cell:
+    plain = name.removeprefix(AUGMENTED)
+    suffix = f"-seed{seed}" if len(row.seeds) > 1 else ""
+    model = study.models[row.model]
+    if config:
+        model = model.model_copy(update={"config": {**model.config, **config}})
+    facts: dict[str, Any] = {
+        "model": model.model_dump(mode="json"),
+        "task": study.tasks[row.task].model_dump(mode="json"),
+        "settings": None if settings is None else settings.as_dict(),
+        "stages": [stage.model_dump(mode="json") for stage in row.stages],
+        "precision": study.precision,
+        "seed": seed,
+    }
+    return Cell(
+        name=f"{row.model}-{row.task}-{name}{suffix}",
+        model=row.model,
+        task=row.task,
+        method=plain,
+        augmented=name != plain,
+        settings=settings,
+        origin=model,
+        refused=refused,
+        row=row,
+        seed=seed,
+        digest=digest(facts),
+    )
 
 
 def _settings(method: NamedMethod, changes: Method) -> tuple[AttentionSettings | None, str | None]:

@@ -14,33 +14,36 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from lineahead.convert.source import load_source
 from lineahead.convert.study.material import made_tokenizer
-from lineahead.errors import ArchitectureError, RecipeError
-from lineahead.recipes.study.schema import LabelTask, Study, StudyModel, TextTask
+from lineahead.errors import ArchitectureError, RecipeError, SettingsError
+from lineahead.plugins.gated_attention_unit.config import FlashConfig
+from lineahead.recipes.study.schema import LabelTask, StudyModel, Task, TextTask
 
 
 def starting_point(
-    study: Study, model: str, task: str, *, labels: int, seed: int, folder: Path
+    name: str, wanted: StudyModel, purpose: Task, *, labels: int, seed: int, folder: Path
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A softmax model in evaluation mode on the CPU, float32 where it is random, and its tokenizer.
+    """The model before it is converted, in evaluation mode on the CPU, float32 where it is random.
 
     Args:
-        study: the study.
-        model: name of the model in it.
-        task: name of the task in it.
+        name: what the study calls the model.
+        wanted: the model.
+        purpose: what it is to do.
         labels: classes of a classification; 0 for a language model.
         seed: of random weights.
         folder: where made tokenizers are kept.
+
+    Returns:
+        The model and its tokenizer.
 
     Raises:
         RecipeError: when the config is impossible.
         ArchitectureError: when the architecture has no such head.
         LineaheadError: as ``load_source`` says.
     """
-    wanted, purpose = study.models[model], study.tasks[task]
     torch.manual_seed(seed)
     if wanted.base is None:
         tokenizer = made_tokenizer(purpose, wanted.vocabulary, folder)
-        return random_model(model, wanted, tokenizer, labels), tokenizer
+        return random_model(name, wanted, tokenizer, labels), tokenizer
     if isinstance(purpose, TextTask):
         loaded = load_source(wanted.base)
         return loaded.model, loaded.tokenizer
@@ -57,6 +60,8 @@ def random_model(
         ArchitectureError: when the architecture has no such head.
     """
     kind = wanted.architecture
+    if kind == FlashConfig.model_type:
+        from lineahead.plugins.gated_attention_unit import modeling  # noqa: F401 (registers the model)
     if kind is None or kind not in CONFIG_MAPPING:
         raise RecipeError(f"models.{name}: transformers has no architecture {kind!r}", hint="Check its name.")
     given: dict[str, Any] = {
@@ -73,7 +78,7 @@ def random_model(
     made = AutoModelForSequenceClassification if labels else AutoModelForCausalLM
     try:
         model = cast(Any, made).from_config(CONFIG_MAPPING[kind](**given), dtype=torch.float32)
-    except (TypeError, ZeroDivisionError) as error:
+    except (TypeError, ZeroDivisionError, SettingsError) as error:
         raise RecipeError(f"models.{name}: {error}", hint="Correct its config.") from error
     except ValueError as error:
         raise ArchitectureError(

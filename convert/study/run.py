@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from lineahead.convert.study.cell import Job, run_cell
-from lineahead.convert.study.grid import cells
+from lineahead.convert.study.grid import Cell, cells
 from lineahead.convert.study.result import Result, load_result, save_result
 from lineahead.errors import InputError
 
@@ -23,6 +23,8 @@ def run_study(
     announce: Announce = lambda message: None,
 ) -> list[Result]:
     """Run the cells that are not done yet, each kept in a file of its own as soon as it is there.
+
+    Cells that differ in their name alone are trained once.
 
     Args:
         job: the study, its folder, where to train.
@@ -41,7 +43,11 @@ def run_study(
     part, _, parts = shard.partition("/")
     if not (part.isdigit() and parts.isdigit() and int(part) < int(parts)):
         raise InputError(f"shard {shard!r} is not I/N", hint="Count from 0: 0/2 and 1/2.")
-    wanted = cells(job.study, only)[int(part) :: int(parts)]
+    every = cells(job.study, only)
+    twins: dict[str, list[Cell]] = {}
+    for cell in every:
+        twins.setdefault(cell.digest, []).append(cell)
+    wanted = [same[0] for same in twins.values()][int(part) :: int(parts)]
     begin = time.monotonic()
     found = []
     for number, cell in enumerate(wanted, 1):
@@ -54,8 +60,16 @@ def run_study(
             result = run_cell(cell, job)
             save_result(job.folder, result)
             announce(f"{label}: {outcome(result)}")
-        found.append(result)
+        found += [_kept(job, twin, result) for twin in twins[cell.digest]]
     return found
+
+
+def _kept(job: Job, cell: Cell, result: Result) -> Result:
+    """The result of a cell that nothing tells from the one that ran, kept under its own name too."""
+    same = result.model_copy(update={"cell": cell.name})
+    if load_result(job.folder, cell) != same:
+        save_result(job.folder, same)
+    return same
 
 
 def outcome(result: Result) -> str:

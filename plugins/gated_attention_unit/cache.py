@@ -62,7 +62,8 @@ class UnitLayer(FixedSizeLayer):
     def _rows(self, pick: Callable[[Tensor], Tensor]) -> None:
         if self.groups is None or self.shifted is None:
             return
-        self.groups = GroupState(**{name: pick(x) for name, x in vars(self.groups).items()})
+        kept = {name: None if x is None else pick(x) for name, x in vars(self.groups).items()}
+        self.groups = GroupState(**kept)  # type: ignore[arg-type]
         self.shifted = pick(self.shifted)
 
 

@@ -6,6 +6,8 @@ from transformers import PreTrainedConfig
 
 from lineahead.errors import SettingsError
 
+PARTS = ("both", "local", "global")
+
 
 class FlashConfig(PreTrainedConfig):
     """Config of :class:`modeling.FlashForCausalLM`; the defaults are the 24-layer model of the study.
@@ -23,6 +25,11 @@ class FlashConfig(PreTrainedConfig):
         norm_eps: added in ScaleNorm.
         rope_theta: base of the rotary angles.
         initializer_range: standard deviation of the initial weights.
+        parts: which terms attention has: ``both``, ``local`` (within groups) or ``global`` (between them).
+            ``local`` with one group as long as the text is the quadratic form.
+        conv_taps: taps of the causal convolution that augmentation adds to the values, one filter a layer;
+            the global term then has a learned weight, 0 at first (arXiv:2406.07368, section 4). 0 for FLASH
+            itself.
 
     Source: Hua et al., 2022, arXiv:2202.10447, section 3 and appendix A.
     """
@@ -45,6 +52,8 @@ class FlashConfig(PreTrainedConfig):
         initializer_range: float = 0.02,
         tie_word_embeddings: bool = True,
         use_cache: bool = True,
+        parts: str = "both",
+        conv_taps: int = 0,
         **kwargs: Any,
     ) -> None:
         """Keep the sizes.
@@ -58,6 +67,12 @@ class FlashConfig(PreTrainedConfig):
                 f"group_size={group_size} do not fit",
                 hint="Take an even rotary_size up to key_size, an even hidden_size, a positive group_size.",
             )
+        if parts not in PARTS or conv_taps < 0:
+            raise SettingsError(
+                f"parts={parts!r}, conv_taps={conv_taps}: no such attention",
+                hint=f"Take parts out of {', '.join(PARTS)}, and conv_taps from 0.",
+            )
+        self.parts, self.conv_taps = parts, conv_taps
         self.vocab_size, self.hidden_size, self.num_hidden_layers = vocab_size, hidden_size, num_hidden_layers
         self.expansion, self.key_size, self.rotary_size = expansion, key_size, rotary_size
         self.group_size, self.relative_buckets = group_size, relative_buckets

@@ -17,14 +17,15 @@ class StudyModel(Part):
         architecture: transformers' model type of a model made from scratch, instead of `base`.
         config: its config's arguments.
         vocabulary: tokens of its byte-level BPE tokenizer, which is trained on the task's training text.
-        family: the paper's model that its results are printed beside: ``bert``, ``gpt2``, ``t5``, ``llama``.
+        family: the paper's model that its results are printed beside: ``bert``, ``gpt2``, ``t5``, ``llama``,
+            ``flash``.
     """
 
     base: str | None = None
     architecture: str | None = None
     config: dict[str, Any] = Field(default_factory=dict)
     vocabulary: PositiveInt = 4096
-    family: Literal["bert", "gpt2", "t5", "llama"] | None = None
+    family: Literal["bert", "gpt2", "t5", "llama", "flash"] | None = None
 
     @model_validator(mode="after")
     def _one_origin(self) -> "StudyModel":
@@ -110,6 +111,8 @@ class Comparison(Part):
         methods: ``softmax``, presets, ``all`` presets, or settings with a name. Of ``NAME`` and
             ``augmented-NAME`` both are meant when both are presets.
         settings: settings that differ from every method's own; its preset stays as it is.
+        variants: instead of methods, a model with a linear attention of its own in several forms: by the name
+            that the tables give them, what differs in the model's config.
         stages: the training. Softmax attention runs them too, except on a checkpoint's perplexity, where it
             is the original model.
         seeds: one cell for each.
@@ -122,6 +125,7 @@ class Comparison(Part):
         NamedMethod(name=ALL, preset=ALL),
     )
     settings: Method = Method()
+    variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
     stages: Annotated[tuple[StudyStage, ...], Field(min_length=1)]
     seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0,)
 
@@ -129,6 +133,8 @@ class Comparison(Part):
     def _possible(self) -> "Comparison":
         if self.settings.preset != Method().preset:
             raise ValueError("settings name a preset: list it under methods")
+        if self.variants and self.methods != type(self).model_fields["methods"].default:
+            raise ValueError("give either methods or variants")
         adapted = [isinstance(stage, DistillStage) and stage.trainable == "lora" for stage in self.stages]
         if any(adapted[:-1]):
             raise ValueError("only the last stage can train adapters")
@@ -164,6 +170,8 @@ class Study(Part):
             for what, name, known in (("model", row.model, self.models), ("task", row.task, self.tasks)):
                 if name not in known:
                     raise ValueError(f"grid: no {what} {name!r}; there are: {', '.join(known)}")
+            if row.variants and self.models[row.model].base is not None:
+                raise ValueError(f"grid: model {row.model!r} is a checkpoint: it has no variants")
             self._check_stages(row)
             labelled = isinstance(self.tasks[row.task], LabelTask)
             if any(isinstance(stage, ClassifyStage) != labelled for stage in row.stages):

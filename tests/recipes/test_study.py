@@ -59,6 +59,8 @@ def test_overrides_reach_the_grid():
         (row(settings={"preset": "augmented"}), "list it under methods", None),
         (row(stages=[{"kind": "classify", "steps": 1}]), "must be of kind transfer or distill", None),
         (row(task="labels"), "must be of kind classify", None),
+        (row(methods=["relu"], variants={"x": {}}), "either methods or variants", None),
+        (row(model="large", variants={"x": {}}), "is a checkpoint: it has no variants", None),
         (row(stages=[{**TEXT_STAGE, "kl": 1.0}]), "has no teacher", None),
         (row(stages=[{"kind": "transfer", "steps": 1}, TEXT_STAGE]), "has no teacher", None),
         (

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -147,6 +148,43 @@ def test_time_and_shares(job):
             run_study(job, shard=wrong)
     with pytest.raises(InputError, match="no cell 'bert"):
         run_study(job, only=["bert*"])
+
+
+def test_variants_of_flash_are_trained_each_with_its_config(study, tmp_path, one_thread):
+    config = {"num_hidden_layers": 1, "hidden_size": 16, "key_size": 8, "rotary_size": 4, "group_size": 8}
+    flash = {"architecture": "lineahead_flash", "config": config, "vocabulary": 300, "family": "flash"}
+    variants = {"local": {"parts": "local"}, "local + global": {}, "augmented": {"conv_taps": 3}}
+    row = {"model": "flash", "task": "text", "variants": variants, "stages": [STAGE]}
+    wanted = study(models={"flash": flash}, grid=[row])
+    found = run_study(Job(study=wanted, folder=tmp_path, device="cpu"))
+    assert [one.cell for one in found] == [f"flash-text-{name}" for name in variants]
+    assert [one.status for one in found] == ["done"] * 3
+    assert len({one.figures["wikitext2"] for one in found}) == 3
+    assert found[2].parameters == found[1].parameters + 4
+    (table,) = tables(wanted, cells(wanted), {one.cell: one for one in found})
+    assert [row.paper_plain for row in table.rows] == [16.65, 16.14, 15.16]
+    odd = {**row, "variants": {"odd": {"parts": "none"}}}
+    wanted = study(models={"flash": flash}, grid=[odd])
+    (failed,) = run_study(Job(study=wanted, folder=tmp_path, device="cpu"))
+    assert failed.status == "failed"
+    assert "models.flash: parts='none'" in failed.reason
+
+
+def test_cells_that_differ_in_their_name_alone_are_trained_once(study, tmp_path, one_thread):
+    same = {"name": "augmented-twin", "preset": "augmented", "window": 8}
+    row = {
+        "model": "gpt2",
+        "task": "text",
+        "methods": ["augmented", same],
+        "stages": [STAGE],
+        "settings": {"window": 8},
+    }
+    job, steps = Job(study=study(grid=[row]), folder=tmp_path, device="cpu"), []
+    found = run_study(replace(job, on_step=steps.append))
+    assert len(steps) == STAGE["steps"]
+    assert [one.cell for one in found] == ["gpt2-text-augmented", "gpt2-text-augmented-twin"]
+    assert found[0].figures == found[1].figures
+    assert [load_result(tmp_path, one) for one in cells(job.study)] == found
 
 
 def test_all_methods_come_from_the_registry():

@@ -11,6 +11,7 @@ from lineahead.plugins.augmented_attention.huggingface.fixed_layer import CACHE
 from lineahead.plugins.gated_attention_unit.attention import (
     GroupState,
     Heads,
+    Terms,
     distance_buckets,
     laplace,
     mixed_chunk,
@@ -32,10 +33,19 @@ SIZES = {
 }
 
 
-@pytest.fixture
-def model():
+FORMS = {
+    "FLASH": {},
+    "local": {"parts": "local"},
+    "global": {"parts": "global"},
+    "augmented": {"conv_taps": 4},
+    "augmented global": {"parts": "global", "conv_taps": 1},
+}
+
+
+@pytest.fixture(params=list(FORMS.values()), ids=list(FORMS))
+def model(request):
     torch.manual_seed(0)
-    made = FlashForCausalLM(FlashConfig(**SIZES)).eval()
+    made = FlashForCausalLM(FlashConfig(**SIZES, **request.param)).eval()
     for parameter in made.parameters():
         parameter.data += 0.3 * torch.randn_like(parameter)
     return made
@@ -45,12 +55,17 @@ def ids(batch, length):
     return torch.randint(1, 61, (batch, length), generator=torch.Generator().manual_seed(1))
 
 
-def test_attention_equals_a_loop():
+@pytest.mark.parametrize("local", [True, False])
+@pytest.mark.parametrize(("far", "taps"), [(1.0, None), (0.0, None), (0.7, [0.3, -0.2, 0.5])])
+def test_attention_equals_a_loop(local, far, taps):
+    if not local and not far:
+        pytest.skip("no attention at all")
     torch.manual_seed(0)
+    terms = Terms(local=local, far=far, taps=None if taps is None else torch.tensor(taps))
     group, tokens = 4, 15
     heads = Heads(*(torch.randn(2, tokens, 5) for _ in range(4)))
     value, bias = torch.randn(2, tokens, 3), torch.randn(group)
-    got, state = mixed_chunk(heads, value, bias, GroupState.empty(heads.far_key, value), group)
+    got, state = mixed_chunk(heads, value, bias, GroupState.empty(heads.far_key, value), group, terms)
     wide, values = [x.double() for x in heads], value.double()
     for b in range(2):
         for i in range(tokens):
@@ -58,13 +73,14 @@ def test_attention_equals_a_loop():
             for j in range(i + 1):
                 if j // group == i // group:
                     score = wide[0][b, i] @ wide[1][b, j] / group + bias[i - j]
-                    want += (
+                    want += local * (
                         0.5
                         * (1 + math.erf((score - 0.5**0.5) / (0.25 / math.pi) ** 0.5 / 2**0.5))
                         * values[b, j]
                     )
                 else:
-                    want += wide[2][b, i] @ wide[3][b, j] / group * values[b, j]
+                    want += far * (wide[2][b, i] @ wide[3][b, j]) / group * values[b, j]
+            want += sum(tap * values[b, i - t] for t, tap in enumerate(taps or ()) if t <= i)
             torch.testing.assert_close(got[b, i].double(), want, atol=1e-5, rtol=1e-5)
     assert state.value.shape[1] == tokens % group
 
@@ -93,6 +109,24 @@ def test_no_token_sees_a_later_one(model):
         got = model(other).logits
         assert torch.equal(got[:, :place], want[:, :place])
         assert not torch.allclose(got[:, place:], want[:, place:])
+
+
+@torch.no_grad()
+def test_augmentation_begins_as_the_local_term():
+    """Its weight and its taps are zero at first; then each of them matters."""
+    torch.manual_seed(0)
+    augmented = FlashForCausalLM(FlashConfig(**SIZES, conv_taps=4, initializer_range=0.3)).eval()
+    local = FlashForCausalLM(FlashConfig(**SIZES, parts="local")).eval()
+    found = local.load_state_dict(augmented.state_dict(), strict=False)
+    assert found.unexpected_keys == [f"model.layers.{i}.{name}" for i in (0, 1) for name in ("alpha", "taps")]
+    text = ids(1, 20)
+    before = augmented(text).logits
+    assert torch.equal(before, local(text).logits)
+    augmented.model.layers[0].taps += 0.1
+    convolved = augmented(text).logits
+    augmented.model.layers[0].alpha += 1
+    assert not torch.allclose(before, convolved)
+    assert not torch.allclose(convolved, augmented(text).logits)
 
 
 @pytest.mark.parametrize("sizes", [[20], [1] * 20, [5, 1, 6, 8], [6, 6, 6, 2], [13, 7]])
@@ -148,8 +182,13 @@ def test_what_it_cannot_do_is_refused(model):
     model(ids(1, 9), **{CACHE: cache})
     with pytest.raises(InputError, match="cannot be rolled back"):
         cache.crop(-2)
-    with pytest.raises(SettingsError, match="rotary_size=7"):
-        FlashConfig(rotary_size=7)
+    for wrong, named in (
+        ({"rotary_size": 7}, "rotary_size=7"),
+        ({"parts": "none"}, "parts='none'"),
+        ({"conv_taps": -1}, "conv_taps=-1"),
+    ):
+        with pytest.raises(SettingsError, match=named):
+            FlashConfig(**wrong)
 
 
 def test_the_studys_model_has_its_size():
