@@ -184,7 +184,7 @@ class FlashForCausalLM(FlashPreTrainedModel, GenerationMixin):
 
     def get_input_embeddings(self) -> nn.Module:
         """The token embeddings."""
-        return self.model.get_input_embeddings()
+        return cast(nn.Module, self.model.embedding)
 
     def set_input_embeddings(self, value: Any) -> None:
         """Replace the token embeddings."""
