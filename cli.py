@@ -13,6 +13,7 @@ import click
 from lineahead.convert import commands as making
 from lineahead.convert.conformance import commands as checking
 from lineahead.convert.study import commands as comparing
+from lineahead.plugins import commands as plugging
 from lineahead.recipes.console import (
     ErrorGroup,
     chosen_recipe,
@@ -38,8 +39,9 @@ def main(ctx: click.Context, /, verbose: int, quiet: bool) -> None:
     set_up(verbose=verbose, quiet=quiet, passive=ctx.invoked_subcommand != "bench")
 
 
-for one in (*making.COMMANDS, *checking.COMMANDS, *comparing.COMMANDS, *using.COMMANDS, *serving.COMMANDS):
-    main.add_command(one)
+for area in (making, checking, comparing, plugging, using, serving):
+    for one in area.COMMANDS:
+        main.add_command(one)
 
 
 @main.command()
