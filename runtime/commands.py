@@ -297,6 +297,40 @@ def bench(
 
 
 @click.command()
+@artifact_argument
+@click.option("--tokens", default=100_000, help="Length of the stream.")
+@click.option("--prompt", default="Once upon a time", help="What it begins with.")
+@click.option("--plot", type=click.Path(path_type=Path), help="PNG file to draw.")
+@backend_options
+@json_option
+def endurance(
+    artifact: Path, tokens: int, prompt: str, plot: Path | None, as_json: bool, **backend: Any
+) -> None:
+    """Stream one long text from ARTIFACT: time per token and memory must stay flat."""
+    from lineahead.recipes.console import counting
+    from lineahead.runtime.bench.endurance import measure_endurance, plot_endurance
+    from lineahead.runtime.generate import Generator
+
+    generator = Generator.load(artifact, **backend)
+    with counting() as progress:
+        found = measure_endurance(generator, generator.encode(prompt), tokens, progress=progress)
+    if plot is not None:
+        plot_endurance(
+            found, plot, f"{artifact.name}, {backend['precision']}, {generator.session.info.device}"
+        )
+    figures = found.as_dict()
+    summary = {
+        "tokens": found.tokens[-1],
+        "ms_first": round(found.milliseconds[0], 3),
+        "ms_last": round(found.milliseconds[-1], 3),
+        "slower": figures["slower"],
+        "megabytes": round(found.megabytes[-1], 1),
+        "growth_megabytes": figures["growth_megabytes"],
+    }
+    show(figures if as_json else summary, as_json)
+
+
+@click.command()
 @click.argument("artifact", required=False, type=click.Path(path_type=Path))
 @json_option
 def doctor(artifact: Path | None, as_json: bool) -> None:
@@ -314,4 +348,4 @@ def doctor(artifact: Path | None, as_json: bool) -> None:
     sys.exit(0 if healthy else 1)
 
 
-COMMANDS: tuple[click.Command, ...] = (generate, prefix, verify, bench, doctor)
+COMMANDS: tuple[click.Command, ...] = (generate, prefix, verify, bench, endurance, doctor)
