@@ -12,6 +12,7 @@ import click
 
 from lineahead.convert import commands as making
 from lineahead.convert.conformance import commands as checking
+from lineahead.convert.hub import commands as sharing
 from lineahead.convert.study import commands as comparing
 from lineahead.plugins import commands as plugging
 from lineahead.recipes.console import (
@@ -39,7 +40,7 @@ def main(ctx: click.Context, /, verbose: int, quiet: bool) -> None:
     set_up(verbose=verbose, quiet=quiet, passive=ctx.invoked_subcommand != "bench")
 
 
-for area in (making, checking, comparing, plugging, using, serving):
+for area in (making, checking, comparing, plugging, sharing, using, serving):
     for one in area.COMMANDS:
         main.add_command(one)
 

@@ -104,3 +104,9 @@ class OverloadError(LineaheadError, RuntimeError):
     def __init__(self, message: str, *, hint: str | None = None, retry_after_s: float = 1.0) -> None:
         super().__init__(message, hint=hint)
         self.retry_after_s = retry_after_s
+
+
+class HubError(LineaheadError, RuntimeError):
+    """A Hub refused, cannot be reached, or holds something else than was expected."""
+
+    exit_code = 13

@@ -10,7 +10,9 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from lineahead.convert.fingerprint import file_hashes, fingerprint
 from lineahead.errors import ArtifactError, CheckpointError, LineaheadError, StorageError
+from lineahead.plugins.augmented_attention.huggingface.bundle import write_generate
 from lineahead.plugins.augmented_attention.huggingface.layers import LinearLayer
 from lineahead.plugins.augmented_attention.huggingface.modeling import (
     MODEL_TYPE,
@@ -74,8 +76,11 @@ def save_artifact(
             raise StorageError(
                 f"{output}: {reason}", hint="Free some space and run the command again."
             ) from error
+        if model.can_generate() and not model.config.is_encoder_decoder:
+            write_generate(folder)
         if manifest is not None:
-            write_manifest(folder, manifest)
+            found = {"files": file_hashes(folder), "logits": fingerprint(model)}
+            write_manifest(folder, manifest.model_copy(update=found))
     return output
 
 

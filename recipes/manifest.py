@@ -206,6 +206,24 @@ class Draft(Record):
     top5: tuple[float, ...]
 
 
+class Logits(Record):
+    """What the model says to a fixed text, so that any copy can be compared with the one that was made.
+
+    Attributes:
+        tokens: the text.
+        positions: where logits were read.
+        ids: the tokens with the largest logits, for each position.
+        values: their logits.
+        dtype: of the weights.
+    """
+
+    tokens: tuple[int, ...]
+    positions: tuple[int, ...]
+    ids: tuple[tuple[int, ...], ...]
+    values: tuple[tuple[float, ...], ...]
+    dtype: str
+
+
 class Manifest(Record):
     """The whole of ``lineahead.json``.
 
@@ -223,6 +241,8 @@ class Manifest(Record):
         evaluations: perplexities.
         exports: graphs and engines.
         drafts: draft heads.
+        files: SHA-256 of weights, config, code and tokenizer, by path in the folder.
+        logits: what the model says to a fixed text; None where it is no language model.
         tools: versions of the libraries that wrote it.
     """
 
@@ -239,6 +259,8 @@ class Manifest(Record):
     evaluations: tuple[Evaluation, ...] = ()
     exports: tuple[Export, ...] = ()
     drafts: tuple[Draft, ...] = ()
+    files: dict[str, str] = {}
+    logits: Logits | None = None
     tools: dict[str, str] = Field(default_factory=lambda: tool_versions())
 
 

@@ -13,6 +13,7 @@ from lineahead.errors import ExportError
 from lineahead.plugins.augmented_attention.huggingface.modeling import CODE_FILE
 
 ENTRY = "lineahead.plugins.augmented_attention.huggingface.modeling"
+GENERATE = "lineahead.plugins.augmented_attention.huggingface.speculative_generate"
 PACKAGE = "lineahead"
 METHODS = "lineahead.plugins.augmented_attention.methods"
 TABLES = ("FEATURE_MAPS", "LOCAL_KERNELS", "NORMALIZERS")
@@ -79,6 +80,16 @@ def write(folder: Path) -> Path:
     partial = target.with_suffix(".partial")
     partial.write_text(bundle(), encoding="utf-8")
     partial.replace(target)
+    return target
+
+
+def write_generate(folder: Path) -> Path:
+    """Write ``custom_generate/generate.py``: one file of ours, which imports nothing of this package."""
+    source = _path(GENERATE)
+    assert source is not None
+    target = folder / "custom_generate" / "generate.py"
+    target.parent.mkdir(exist_ok=True)
+    target.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
     return target
 
 

@@ -102,6 +102,11 @@ class _LinearModel:
         write_code(folder)
         super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
 
+    def adjust_generation_fn(self, *args: Any, **kwargs: Any) -> None:
+        """As the base, but ``custom_generate`` of the repository runs only in calls that name it."""
+        super().adjust_generation_fn(*args, **kwargs)  # type: ignore[misc]
+        vars(self).pop("generate", None)
+
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
         return True  # transformers would search the source file of this class for an attention layer

@@ -1,0 +1,1 @@
+"""``lineahead push``, ``pull`` and ``card``: artifacts on the Hugging Face Hub."""
