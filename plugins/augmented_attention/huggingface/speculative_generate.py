@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers.generation.utils import GenerateDecoderOnlyOutput, GenerationConfig, GenerationMixin
+from transformers import GenerationConfig
+from transformers.generation.utils import GenerateDecoderOnlyOutput, GenerationMixin
 from transformers.utils.hub import cached_file
 
 DRAFTERS = ("auto", "lookup", "medusa")

@@ -1,6 +1,7 @@
 """A loopback Hub, a client that talks to it, and a small artifact that was really converted."""
 
 import importlib.util
+import os
 import shutil
 import sys
 import types
@@ -30,6 +31,7 @@ def load(name, file):
     return sys.modules[name]
 
 
+hub_routes = load("hub_routes", "hub_routes.py")
 hub_server = load("hub_server", "hub_server.py")
 
 
@@ -98,6 +100,18 @@ def hub():
 
 
 @pytest.fixture
+def environment(hub, tmp_path):
+    """Variables for a process of its own that talks to the loopback Hub, logged in."""
+    return {
+        **{key: value for key, value in os.environ.items() if not key.startswith("HF_")},
+        "HF_ENDPOINT": hub.url,
+        "HF_TOKEN": hub_routes.TOKEN,
+        "HF_HOME": str(tmp_path / "home"),
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+@pytest.fixture
 def waits(monkeypatch):
     """Seconds that somebody meant to wait; nobody does."""
     seen = []
@@ -123,7 +137,7 @@ def online(hub, monkeypatch, waits, tmp_path):
     }.items():
         monkeypatch.setattr(constants, name, value)
     monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", hub.url)
-    monkeypatch.setenv("HF_TOKEN", hub_server.TOKEN)
+    monkeypatch.setenv("HF_TOKEN", hub_routes.TOKEN)
     close_session()
     yield hub
     close_session()

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -149,18 +151,18 @@ def test_a_lost_answer_to_a_pull_request_is_not_repeated(run, online, artifact):
     assert sum(ref.startswith("refs/pr/") for ref in online.repos[REPO].branches) == 1
 
 
-def test_the_token_is_never_shown(run, online, artifact, monkeypatch, caplog):
-    online.fault("PUT /storage/.*/2", 500)
-    online.fault("POST /api/models/.*/commit", 429)
-    monkeypatch.setattr("huggingface_hub.constants.HF_DEBUG", True)
-    import logging
-
-    with caplog.at_level(logging.DEBUG):
-        done = run("-vv", *PUSH, artifact, REPO)
-    assert done.exit_code == 0, done.stderr
-    everything = done.stdout + done.stderr + "".join(map(caplog.handler.format, caplog.records))
+def test_the_token_is_never_shown(hub, artifact, environment):
+    hub.fault("PUT /storage/.*/2", 500)
+    hub.fault("POST /api/models/.*/commit", 429)
+    hub.fault("GET /api/models/.*/revision/[0-9a-f]{40}", 403)
+    command = [sys.executable, "-m", "lineahead.cli", "-vv", *PUSH, str(artifact), REPO]
+    environment["HF_DEBUG"] = "1"
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 13, done.stderr
+    everything = done.stdout + done.stderr
     assert "HTTP Error 500" in everything
-    assert "hf_loopback" not in everything
+    assert "forbidden" in everything
+    assert environment["HF_TOKEN"] not in everything
     assert "sesame" not in everything
 
 

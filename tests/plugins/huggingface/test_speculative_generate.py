@@ -1,6 +1,7 @@
 """`custom_generate`: the text of plain decoding, token for token, in fewer calls of the model."""
 
 import ast
+import dataclasses
 import inspect
 import sys
 
@@ -10,7 +11,15 @@ from transformers import set_seed
 
 from lineahead.convert.drafts.medusa import MedusaConfig, MedusaHeads, save_heads
 from lineahead.plugins.augmented_attention.huggingface import speculative_generate
+from lineahead.plugins.augmented_attention.huggingface.fixed_layer import CACHE
 from lineahead.plugins.augmented_attention.huggingface.speculative_generate import generate
+from lineahead.plugins.augmented_attention.methods import PRESETS
+
+
+@pytest.fixture(params=["softmax-hedgehog", "augmented"])
+def method(request):
+    """Two methods are enough: the loop does not know what it decodes."""
+    return dataclasses.replace(PRESETS[request.param], window=8)
 
 
 @pytest.fixture
@@ -49,8 +58,8 @@ def with_heads(tmp_path):
     ("family", "drafter"),
     [("llama", "lookup"), ("llama", "medusa"), ("llama", "auto"), ("gpt2", "auto"), ("gemma3", "lookup")],
 )
-def test_greedy_text_is_plain_text(settings, linear_model, tokens, with_heads, family, drafter):
-    model, ids = with_heads(linear_model(settings, family)), tokens(1, 20).repeat(1, 3)
+def test_greedy_text_is_plain_text(method, linear_model, tokens, with_heads, family, drafter):
+    model, ids = with_heads(linear_model(method, family)), tokens(1, 20).repeat(1, 3)
     plain = model.generate(ids, max_new_tokens=40, do_sample=False)
     assert torch.equal(
         generate(model, inputs=ids, drafter=drafter, max_new_tokens=40, do_sample=False), plain
@@ -58,9 +67,9 @@ def test_greedy_text_is_plain_text(settings, linear_model, tokens, with_heads, f
 
 
 def test_right_drafts_save_calls_and_wrong_ones_cost_no_token(
-    settings, linear_model, tokens, calls, monkeypatch
+    method, linear_model, tokens, calls, monkeypatch
 ):
-    model, ids = linear_model(settings), tokens(1, 40)
+    model, ids = linear_model(method), tokens(1, 40)
     plain = model.generate(ids, max_new_tokens=60, do_sample=False)
 
     def mostly_right(row, most):
@@ -79,8 +88,8 @@ def test_right_drafts_save_calls_and_wrong_ones_cost_no_token(
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_sampled_text_is_plain_text_of_the_same_seed(settings, linear_model, tokens, with_heads, seed):
-    model, ids = with_heads(linear_model(settings), 0.3), tokens(2, 40)
+def test_sampled_text_is_plain_text_of_the_same_seed(method, linear_model, tokens, with_heads, seed):
+    model, ids = with_heads(linear_model(method), 0.3), tokens(2, 40)
     options = {"do_sample": True, "temperature": 0.7, "top_k": 5, "max_new_tokens": 40}
     set_seed(seed)
     plain = model.generate(ids, **options)
@@ -88,8 +97,8 @@ def test_sampled_text_is_plain_text_of_the_same_seed(settings, linear_model, tok
     assert torch.equal(generate(model, inputs=ids, **options), plain)
 
 
-def test_rows_of_a_batch_end_where_they_end_alone(settings, linear_model, tokens, with_heads):
-    model, ids = with_heads(linear_model(settings)), tokens(3, 40)
+def test_rows_of_a_batch_end_where_they_end_alone(method, linear_model, tokens, with_heads):
+    model, ids = with_heads(linear_model(method)), tokens(3, 40)
     mask = torch.ones_like(ids)
     mask[0, :17], ids[0, :17] = 0, 0
     free = model.generate(ids, attention_mask=mask, max_new_tokens=40, do_sample=False)
@@ -106,7 +115,7 @@ def test_rows_of_a_batch_end_where_they_end_alone(settings, linear_model, tokens
     assert torch.equal(generate(model, inputs=ids, **options), plain)
 
 
-def test_processors_streams_and_caches(settings, linear_model, tokens):
+def test_processors_streams_and_caches(method, linear_model, tokens):
     class Stream:
         pieces, ended = (), False
 
@@ -116,7 +125,7 @@ def test_processors_streams_and_caches(settings, linear_model, tokens):
         def end(self):
             self.ended = True
 
-    model, ids, stream = linear_model(settings), tokens(1, 20).repeat(1, 3), Stream()
+    model, ids, stream = linear_model(method), tokens(1, 20).repeat(1, 3), Stream()
     options = {"do_sample": False, "repetition_penalty": 1.3, "no_repeat_ngram_size": 4}
     plain = model.generate(ids, max_new_tokens=30, **options)
     made = generate(
@@ -125,8 +134,8 @@ def test_processors_streams_and_caches(settings, linear_model, tokens):
     assert torch.equal(made.sequences, plain)
     assert list(stream.pieces) == plain[0].tolist()
     assert stream.ended
-    cache = made.past_key_values
-    more = generate(model, inputs=made.sequences, max_new_tokens=20, past_key_values=cache, **options)
+    given = {CACHE: made[CACHE], "attention_mask": torch.ones_like(made.sequences)}
+    more = generate(model, inputs=made.sequences, max_new_tokens=20, **given, **options)
     assert torch.equal(more, model.generate(ids, max_new_tokens=50, **options))
 
 
@@ -142,8 +151,8 @@ def test_processors_streams_and_caches(settings, linear_model, tokens):
     ],
     ids=lambda options: next(iter(options)),
 )
-def test_what_it_cannot_do_is_refused(settings, linear_model, tokens, tmp_path, options):
-    model = linear_model(settings)
+def test_what_it_cannot_do_is_refused(method, linear_model, tokens, tmp_path, options):
+    model = linear_model(method)
     model.config._name_or_path = str(tmp_path)
     with pytest.raises(ValueError, match=next(iter(options))):
         generate(model, inputs=tokens(1, 9), max_new_tokens=3, do_sample=False, **options)
