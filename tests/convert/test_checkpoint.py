@@ -29,8 +29,8 @@ def test_round_trip(artifact, tiny_linear_llama, tiny_tokenizer):
     assert torch.equal(model(ids).logits, tiny_linear_llama(ids).logits)
     assert tokenizer("abc")["input_ids"] == tiny_tokenizer("abc")["input_ids"] == [64, 65, 66]
     assert sorted(path.name for path in artifact.iterdir()) == [
-        "config.json", "custom_generate", "generation_config.json", WEIGHTS, "modeling_lineahead.py", "tokenizer.json",
-        "tokenizer_config.json",
+        "config.json", "custom_generate", "generation_config.json", WEIGHTS, "modeling_lineahead.py",
+        "tokenizer.json", "tokenizer_config.json",
     ]  # fmt: skip
 
 
