@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lineahead.runtime.server.failures import body
@@ -34,12 +35,10 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        path, started = scope["path"], False
+        path = scope["path"]
 
         async def counting(message: Message) -> None:
-            nonlocal started
             if message["type"] == "http.response.start":
-                started = True
                 self._counted(path, message["status"])
             await send(message)
 
@@ -56,12 +55,7 @@ class Gate:
         if not declared.isascii() or not declared.isdigit() or int(declared) > limit:
             await _refuse(counting, 413, f"the body is larger than {limit} bytes", "body_too_large")
             return
-        guarded = _Body(receive, limit, self._settings.body_timeout_s)
-        try:
-            await self._app(scope, guarded, counting)
-        except _RefusedBodyError as error:
-            if not started:
-                await _refuse(counting, error.status, str(error), error.code)
+        await self._app(scope, _Body(receive, limit, self._settings.body_timeout_s), counting)
 
     def _key(self, headers: Headers) -> str | None:
         """A name for the key of a request, the empty one when none is needed, or None when it is wrong."""
@@ -72,14 +66,6 @@ class Gate:
         if kind.lower() != "bearer" or not any(found):
             return None
         return hashlib.sha256(given.strip().encode()).hexdigest()[:16]
-
-
-class _RefusedBodyError(Exception):
-    """Raised through the application to the gate."""
-
-    def __init__(self, status: int, message: str, code: str) -> None:
-        super().__init__(message)
-        self.status, self.code = status, code
 
 
 class _Body:
@@ -96,11 +82,11 @@ class _Body:
         try:
             message = await asyncio.wait_for(self._receive(), self._timeout_s)
         except asyncio.TimeoutError as error:
-            raise _RefusedBodyError(408, "the body took too long", "body_timeout") from error
+            raise HTTPException(408, "the body took too long") from error
         self._complete = message["type"] != "http.request" or not message.get("more_body", False)
         self._left -= len(message.get("body", b""))
         if self._left < 0:
-            raise _RefusedBodyError(413, f"the body is larger than {self._limit} bytes", "body_too_large")
+            raise HTTPException(413, f"the body is larger than {self._limit} bytes")
         return message
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from lineahead.runtime.engine.request import Delta
 from lineahead.runtime.logprobs import TokenLogprobs
-from lineahead.runtime.tokenizer import TextStream, Tokenizer
+from lineahead.runtime.tokenizer import UNFINISHED, TextStream, Tokenizer
 
 FINISH = {"eos": "stop", "stop": "stop", "length": "length", "context": "length"}
 Json = dict[str, Any]
@@ -129,6 +129,11 @@ class Writer:
     def _spell(self, token: int) -> str:
         return self._tokenizer.decode([token], special=True)
 
+    def _name(self, token: int) -> str:
+        """The token's text; one that is part of a character only is named by its number."""
+        text = self._spell(token)
+        return f"token_id:{token}" if UNFINISHED in text else text
+
     def _whole(self, one: Choice) -> Json:
         raise NotImplementedError
 
@@ -175,8 +180,8 @@ class ChatWriter(Writer):
         return {**self._entry(one.token, one.logprob), "top_logprobs": top}
 
     def _entry(self, token: int, logprob: float) -> Json:
-        text = self._spell(token)
-        return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+        text, name = self._spell(token), self._name(token)
+        return {"token": name, "logprob": logprob, "bytes": list(text.encode()) if name == text else None}
 
 
 class TextWriter(Writer):
@@ -202,8 +207,8 @@ class TextWriter(Writer):
             offsets.append(one.offset)
             one.offset += len(self._spell(score.token))
         return {
-            "tokens": [self._spell(score.token) for score in found],
+            "tokens": [self._name(score.token) for score in found],
             "token_logprobs": [score.logprob for score in found],
-            "top_logprobs": [{self._spell(token): value for token, value in score.top} for score in found],
+            "top_logprobs": [{self._name(token): value for token, value in score.top} for score in found],
             "text_offset": offsets,
         }

@@ -1,5 +1,6 @@
 """A real server on loopback over a tiny model, and a client that speaks plain HTTP."""
 
+import contextlib
 import http.client
 import json
 import socket
@@ -22,19 +23,22 @@ class Client:
         )
 
     def send(self, method, path, body=None, headers=None):
+        """Status, headers and text of the whole answer."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         data = json.dumps(body).encode() if isinstance(body, dict | list) else body
-        connection.request(method, path, data, {**self.headers, **(headers or {})})
-        return connection.getresponse()
+        with contextlib.closing(connection):
+            connection.request(method, path, data, {**self.headers, **(headers or {})})
+            with connection.getresponse() as response:
+                text = response.read().decode()
+        return SimpleNamespace(status=response.status, headers=response.headers, text=text)
 
     def get(self, path):
-        response = self.send("GET", path)
-        return response.status, response.read().decode()
+        found = self.send("GET", path)
+        return found.status, found.text
 
     def post(self, path, body, headers=None):
-        response = self.send("POST", path, body, headers)
-        text = response.read().decode()
-        return response.status, json.loads(text)
+        found = self.send("POST", path, body, headers)
+        return found.status, json.loads(found.text)
 
     def complete(self, prompt, **options):
         status, found = self.post("/v1/completions", {"model": "tiny", "prompt": prompt, **options})
@@ -44,9 +48,9 @@ class Client:
     def events(self, path, body):
         """Data of all events of a stream."""
         response = self.send("POST", path, {**body, "stream": True})
-        assert response.status == 200, response.read()
-        assert response.getheader("Content-Type").startswith("text/event-stream")
-        text = response.read().decode()
+        assert response.status == 200, response.text
+        assert response.headers["Content-Type"].startswith("text/event-stream")
+        text = response.text
         assert text.endswith("data: [DONE]\n\n")
         return [json.loads(one.removeprefix("data: ")) for one in text.split("\n\n")[:-2]]
 
