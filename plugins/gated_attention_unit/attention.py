@@ -137,8 +137,9 @@ def _convolve(value: Tensor, taps: Tensor, recent: Tensor | None) -> tuple[Tenso
     back = len(taps) - 1
     past = value.new_zeros(value.shape[0], back, value.shape[2]) if recent is None else recent
     rows = torch.cat([past, value], 1)
-    windows = rows.float().unfold(1, back + 1, 1)  # [B, T, E, taps], the oldest first
-    return windows @ taps.float().flip(0), rows[:, rows.shape[1] - back :]
+    lines = rows.float().transpose(1, 2).flatten(0, 1)[:, None]  # [B E, 1, taps - 1 + T]
+    convolved = torch.nn.functional.conv1d(lines, taps.float().flip(0)[None, None])
+    return convolved.view(value.shape[0], value.shape[2], -1).transpose(1, 2), rows[:, len(rows[0]) - back :]
 
 
 def distance_buckets(group: int, buckets: int, farthest: int) -> Tensor:
