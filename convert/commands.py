@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from lineahead.convert.tensorrt.commands import tensorrt
 from lineahead.recipes.console import (
     DEVICE,
     PRECISION,
@@ -168,4 +169,5 @@ def onnx(artifact: Path, precisions: tuple[str, ...], opset: int | None, as_json
     show([one.model_dump(mode="json") for one in found], as_json)
 
 
+export.add_command(tensorrt)
 COMMANDS: tuple[click.Command, ...] = (convert, finetune, evaluate, architectures, draft, export)

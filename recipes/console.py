@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 PRECISION = click.Choice(("fp32", "int8", "int4"))
 CERTIFIED = click.Choice(("int8", "int4", "bf16", "fp16"))
-BACKEND = click.Choice(("onnxruntime", "eager"))
+BACKEND = click.Choice(("onnxruntime", "eager", "tensorrt"))
+DECODED = click.Choice(("fp32", "fp16", "bf16", "int8", "int4"))
 DRAFTER = click.Choice(("none", "lookup", "medusa"))
 DEVICE = click.Choice(("cpu", "cuda"))
 IMPLEMENTATION = click.Choice(("auto", "native", "function"))
@@ -157,7 +158,8 @@ def backend_options(command: Command) -> Command:
         click.option("--threads", default=0, help="Threads of the backend; 0 lets it choose."),
         click.option("--device", "provider", type=DEVICE, default="cpu", help="Where to decode."),
         click.option("--backend", type=BACKEND, default="onnxruntime", help="What decodes."),
-        click.option("--precision", type=PRECISION, default="fp32", help="Weights' precision."),
+        click.option("--precision", type=DECODED, default="fp32", help="Weights' precision."),
+        click.option("--rebuild", is_flag=True, help="Build the TensorRT engine if none fits this machine."),
     ):
         command = option(command)
     return command

@@ -159,7 +159,8 @@ def generate(
 
     text = read_prompt(prompt, file)
     backend = {
-        name: options.pop(name) for name in ("backend", "precision", "provider", "threads", "implementation")
+        name: options.pop(name)
+        for name in ("backend", "precision", "provider", "threads", "implementation", "rebuild")
     }
     params = SamplingParams(**options)
     generator = Generator.load(artifact, **backend)

@@ -22,7 +22,7 @@ from lineahead.runtime.tokenizer import TextStream, Tokenizer
 
 Prompt = str | Sequence[int]
 DRAFTERS = ("none", "lookup", "medusa")
-BACKENDS = ("onnxruntime", "eager")
+BACKENDS = ("onnxruntime", "eager", "tensorrt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,19 +74,21 @@ class Generator:
         provider: Provider = "cpu",
         threads: int = 0,
         implementation: Implementation | None = None,
+        rebuild: bool = False,
     ) -> "Generator":
         """Open an artifact folder.
 
         Args:
             folder: as written by ``lineahead convert`` and ``lineahead export``.
-            backend: ``onnxruntime`` or ``eager``.
-            precision: ``fp32``, ``int8`` or ``int4`` (ONNX Runtime).
+            backend: ``onnxruntime``, ``eager`` or ``tensorrt``.
+            precision: ``fp32``, ``int8`` or ``int4`` on ONNX Runtime; else ``fp32``, ``fp16`` or ``bf16``.
             drafter: ``none``, ``lookup`` or ``medusa``.
             draft_nodes: most nodes proposed per step.
             provider: ``cpu`` or ``cuda``.
             threads: threads of the backend; 0 lets it choose.
             implementation: of the operator on ONNX Runtime: ``auto``, ``native``, ``function``,
                 or None for what the environment says.
+            rebuild: build the TensorRT engine from the ONNX graph when none fits this machine.
 
         Raises:
             ArtifactError: when a file is missing.
@@ -101,6 +103,7 @@ class Generator:
             provider=provider,
             threads=threads,
             implementation=implementation,
+            rebuild=rebuild,
         )
         made = open_drafter(artifact, drafter, nodes=draft_nodes, provider=provider)
         return cls(artifact, session, tokenizer, made)
@@ -255,6 +258,7 @@ def open_session(
     provider: Provider = "cpu",
     threads: int = 0,
     implementation: Implementation | None = None,
+    rebuild: bool = False,
 ) -> Session:
     """The backend by name; a new backend is one file in ``backends/`` and one branch here.
 
@@ -277,6 +281,10 @@ def open_session(
         from lineahead.runtime.backends.eager import EagerSession
 
         return EagerSession.load(artifact, precision=precision, device=provider, threads=threads)
+    if backend == "tensorrt":
+        from lineahead.runtime.backends.tensorrt import TensorRTSession
+
+        return TensorRTSession.load(artifact, precision=precision, rebuild=rebuild)
     raise BackendError(f"unknown backend {backend!r}", hint=f"Choose one of: {', '.join(BACKENDS)}.")
 
 

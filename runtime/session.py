@@ -132,10 +132,12 @@ class Session(ABC):
     Attributes:
         info: what is running.
         identity: gives the hash of the model that a saved state belongs to (computed when first asked for).
+        chunk: prompt tokens that a call takes best.
     """
 
     info: SessionInfo
     identity: Callable[[], str]
+    chunk: int = 256
 
     @property
     @abstractmethod

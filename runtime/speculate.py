@@ -16,8 +16,6 @@ from lineahead.runtime.session import RowState, Session, StepOutput
 from lineahead.runtime.statistics import Statistics
 from lineahead.runtime.tree import Tree, root
 
-CHUNK = 256
-
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
@@ -61,7 +59,7 @@ class Decoder:
         *,
         acceptance: Acceptance = lossless,
         governor: Governor | None = None,
-        chunk: int = CHUNK,
+        chunk: int | None = None,
         rows: Sequence[Row] = (),
         isolate: bool = False,
     ) -> None:
@@ -72,7 +70,7 @@ class Decoder:
             drafter: what proposes; None for plain decoding.
             acceptance: what decides; anything but the default may change the output's distribution.
             governor: chooses how many nodes to propose; None proposes all that the drafter offers.
-            chunk: prompt tokens per call.
+            chunk: prompt tokens per call; the session's own number when None.
             rows: sequences whose first `fed` tokens the session holds already, committed (a loaded or forked
                 state); each has more tokens than that.
             isolate: end a row that cannot go on by an event, instead of raising for the whole batch.
@@ -83,7 +81,7 @@ class Decoder:
         self.session, self.drafter = session, drafter or NoDrafter()
         self.rows: list[Row] = list(rows)
         self.statistics = Statistics()
-        self._accept, self._governor, self._chunk = acceptance, governor, chunk
+        self._accept, self._governor, self._chunk = acceptance, governor, chunk or session.chunk
         self._width, self._isolate = 0, isolate
         self._begun = time.perf_counter()
         if not rows:
@@ -291,4 +289,4 @@ def _logprobs(
     return tuple(token_logprobs(output.scores(i, node), token, row.logprobs) for token, node in pairs)
 
 
-__all__ = ["CHUNK", "Decoder", "Event", "Tree"]
+__all__ = ["Decoder", "Event", "Tree"]

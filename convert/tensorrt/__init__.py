@@ -1,0 +1,1 @@
+"""From the ONNX step graph to TensorRT engines."""

@@ -1,0 +1,195 @@
+"""Whether an engine says what the exported graph says in ONNX Runtime, on the script that judges exports."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lineahead.convert.onnx.rollout import Array, Backend, Case, cases, run
+from lineahead.errors import BackendError, ParityError
+from lineahead.plugins.step_graph import CALL_INPUTS, LENGTH_IN, LENGTH_OUT
+from lineahead.plugins.tensorrt.call import CALL_NAMES, Sizes, choose, fill
+from lineahead.plugins.tensorrt.cuda import Device
+from lineahead.plugins.tensorrt.engine import BYTES, Engine
+from lineahead.plugins.tensorrt.record import Bucket
+
+# Measured on an H100 (docs/notes/tensorrt.md): what rounding to the type does, with room.
+BOUND = {"fp32": 2e-3, "fp16": 5e-2, "bf16": 3e-1}
+
+
+def compare(
+    graph: Path,
+    engine: Engine,
+    device: Device,
+    buckets: Sequence[Bucket],
+    *,
+    window: int,
+    chains: bool = False,
+) -> float:
+    """Largest difference of logits, hidden states and states, scaled as in ``convert.onnx.parity``.
+
+    Args:
+        graph: the exported ONNX file.
+        engine: what was built from it.
+        device: where it runs.
+        buckets: of its profiles.
+        window: of the converted layers; trees are tried at its bounds.
+        chains: judge by chains alone.
+
+    Raises:
+        BackendError: when ONNX Runtime is missing.
+    """
+    try:
+        import onnxruntime
+    except ModuleNotFoundError as error:
+        raise BackendError(
+            "the engine is checked against ONNX Runtime, which is not installed",
+            hint='Run `pip install "lineahead[cpu]"`.',
+        ) from error
+    session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
+    names = [port.name for port in session.get_inputs()]
+    outputs = [port.name for port in session.get_outputs()]
+    vocabulary = int(session.get_outputs()[0].shape[-1])
+    empty = [
+        np.zeros([1, *(axis if isinstance(axis, int) else 0 for axis in port.shape[1:])], np.float32)
+        for port in session.get_inputs()
+        if port.name not in CALL_NAMES
+    ]
+
+    def reference(arrays: Sequence[Array]) -> Sequence[Array]:
+        found: Sequence[Array] = session.run(None, dict(zip(names, arrays, strict=True)))
+        return found
+
+    judged = engine_backend(engine, device, buckets, names, outputs)
+    worst, largest = 0.0, max(one.nodes for one in buckets)
+    script = cases((window,), vocabulary)
+    if chains:  # the first case is a prompt in chunks, then single nodes
+        script = [
+            Case(name=script[0].name, turns=[one for one in script[0].turns if one.tokens.shape[1] > 1])
+        ]
+    for case in script:
+        batch = len(case.turns[0].tokens)
+        widest = max(turn.tokens.shape[1] for turn in case.turns)
+        if batch > max(one.batch for one in buckets) or widest > largest:
+            continue
+        for expected, got in zip(run(reference, case, empty), run(judged, case, empty), strict=True):
+            for left, right in zip(expected, got, strict=True):
+                worst = max(worst, scaled_error(left, right))
+    return worst
+
+
+def scaled_error(expected: Array, got: Array) -> float:
+    """Largest absolute difference; relative to the largest expected value where that exceeds one."""
+    if expected.shape != got.shape or not np.isfinite(got).all():
+        return float("inf")
+    return float(np.abs(expected - got).max(initial=0) / max(1.0, np.abs(expected).max(initial=0)))
+
+
+def require(difference: float, precision: str, name: str) -> None:
+    """Refuse an engine that is not the graph.
+
+    Raises:
+        ParityError: with the difference.
+    """
+    if not difference <= BOUND[precision]:
+        raise ParityError(
+            f"{name}: differs from ONNX Runtime by {difference:.1e}, more than {BOUND[precision]:.0e}",
+            hint="Nothing was saved. Try --precision fp32; report it with the model's config.json.",
+        )
+
+
+def engine_backend(
+    engine: Engine, device: Device, buckets: Sequence[Bucket], names: Sequence[str], outputs: Sequence[str]
+) -> Backend:
+    """An engine as a function of arrays, in the order of the exported graph's inputs and outputs."""
+
+    def backend(arrays: Sequence[Array]) -> Sequence[Array]:
+        given = dict(zip(names, arrays, strict=True))
+        batch, nodes = given["input_ids"].shape
+        results = given["output_index"].shape[1]
+        place = choose(buckets, batch, nodes, results)
+        bucket = buckets[place]
+        previous = max(
+            (array.shape[2] for name, array in given.items() if name.startswith("pending.")), default=0
+        )
+        least = min(one.nodes for one in buckets)
+        sizes = Sizes(
+            engine=0,
+            profile=place,
+            batch=bucket.batch,
+            nodes=bucket.nodes,
+            results=bucket.results,
+            pending=max(previous, least, given["accept_index"].shape[1]),
+        )
+        found = _Run(engine, device, sizes).run(given)
+        found[LENGTH_OUT] = given[LENGTH_IN] + given["accept_count"]
+        return [_cut(name, found[name], batch, nodes, results) for name in outputs]
+
+    return backend
+
+
+def _cut(name: str, array: Array, batch: int, nodes: int, results: int) -> Array:
+    if name.startswith("pending_out."):
+        return array[:batch, :, :nodes]
+    return array[:batch, :results] if name in ("logits", "hidden_states") else array[:batch]
+
+
+class _Run:
+    """One run with buffers of its own."""
+
+    def __init__(self, engine: Engine, device: Device, sizes: Sizes) -> None:
+        self.engine, self.device, self.sizes = engine, device, sizes
+        self.addresses: dict[str, int] = {}
+
+    def run(self, given: dict[str, Array]) -> dict[str, Array]:
+        """Upload, run, download, free."""
+        offsets, total = self.sizes.offsets()
+        block = np.zeros(total, np.uint8)
+        fill(block, self.sizes, {name: given[name] for name in CALL_NAMES})
+        start = self._upload("", block)
+        self.addresses |= {name: start + offset for name, offset in offsets.items()}
+        shapes, kept = dict(self.sizes.shapes()), [block]
+        for name, tensor in self.engine.tensors.items():
+            if tensor.is_input and name not in CALL_INPUTS and name != LENGTH_IN:
+                shapes[name] = self._shape(tensor.shape, self.sizes.pending)
+                padded = np.zeros(shapes[name], np.float32)
+                padded[tuple(slice(0, size) for size in given[name].shape)] = given[name]
+                kept.append(_encode(padded, tensor.dtype))
+                self.addresses[name] = self._upload(name, kept[-1])
+        found: dict[str, tuple[Array, Any]] = {}
+        for name, tensor in self.engine.tensors.items():
+            if not tensor.is_input:
+                rows = self.sizes.results if name in ("logits", "hidden_states") else self.sizes.nodes
+                shape = self._shape(tensor.shape, rows)
+                raw = np.zeros(int(np.prod(shape)) * BYTES[tensor.dtype], np.uint8)
+                self.addresses[name] = self.device.allocate(raw.nbytes)
+                found[name] = raw, (shape, tensor.dtype)
+        self.engine.prepare(self.sizes.profile, shapes, self.addresses)()
+        for name, (raw, _) in found.items():
+            self.device.download(raw, self.addresses[name])
+        for address in {*self.addresses.values()} - {start + one for one in offsets.values() if one}:
+            self.device.free(address)
+        return {name: _decode(raw, kind).reshape(shape) for name, (raw, (shape, kind)) in found.items()}
+
+    def _upload(self, name: str, array: Array) -> int:
+        address = self.device.allocate(array.nbytes)
+        self.device.upload(address, array)
+        self.device.synchronize()
+        return address
+
+    def _shape(self, shape: Sequence[int], rows: int) -> tuple[int, ...]:
+        return (self.sizes.batch, *(rows if axis < 0 else axis for axis in shape[1:]))
+
+
+def _encode(array: Array, dtype: str) -> Array:
+    if dtype == "bfloat16":
+        bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
+        return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    return np.ascontiguousarray(array, np.dtype(dtype))
+
+
+def _decode(raw: Array, dtype: str) -> Array:
+    if dtype == "bfloat16":
+        return (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    return raw.view(np.dtype(dtype)).astype(np.float32)

@@ -1,0 +1,245 @@
+"""Engines of an artifact for this machine's GPU and TensorRT, each kept only if ONNX Runtime agrees."""
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lineahead.convert.tensorrt import check
+from lineahead.convert.tensorrt.build import (
+    BuildRequest,
+    build,
+    major,
+    profile_shapes,
+    trtexec_line,
+)
+from lineahead.convert.tensorrt.graph import engine_graph, save_for_engine
+from lineahead.errors import ArtifactError, ExportError, InputError
+from lineahead.plugins.augmented_attention.schema import DOMAIN, OP_TYPE
+from lineahead.plugins.tensorrt.cuda import CudaDevice
+from lineahead.plugins.tensorrt.engine import (
+    TensorRTEngine,
+    load_plugins,
+    tensorrt_module,
+    this_machine,
+    trt_logger,
+)
+from lineahead.plugins.tensorrt.library import plugin_library
+from lineahead.plugins.tensorrt.record import (
+    CACHE,
+    FOLDER,
+    LIBRARY,
+    PRECISIONS,
+    PREFILL,
+    VERIFIER,
+    Bucket,
+    EngineRecord,
+    engine_name,
+    file_hash,
+)
+
+logger = logging.getLogger(__name__)
+
+MOST_RESULTS = 64
+DEFAULT_BUCKETS = ("1x1", "1x8", "1x16", "1x64", "4x1", "4x8", "4x64")
+SOURCE = "onnx/verifier.onnx"
+STAGING = ".export-"
+
+
+def parse_bucket(text: str) -> Bucket:
+    """A bucket from ``BATCHxNODES``.
+
+    Raises:
+        InputError: when it is not two positive numbers.
+    """
+    batch, _, nodes = text.partition("x")
+    if not (batch.isdigit() and nodes.isdigit() and int(batch) and int(nodes)):
+        raise InputError(f"bucket {text!r} is not BATCHxNODES", hint="Write, for example, --bucket 4x16.")
+    return Bucket(batch=int(batch), nodes=int(nodes), results=min(int(nodes), MOST_RESULTS))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How to build.
+
+    Attributes:
+        buckets: ``BATCHxNODES``, one optimisation profile each.
+        prefill: the same for an engine that reads prompts only; none without.
+        optimization_level: of TensorRT's builder.
+        cublas: let TensorRT use cuBLAS.
+        detailed: keep layer names in the engine.
+    """
+
+    buckets: Sequence[str] = DEFAULT_BUCKETS
+    prefill: Sequence[str] = ()
+    optimization_level: int = 3
+    cublas: bool = False
+    detailed: bool = False
+
+    def sizes(self, kind: str) -> tuple[Bucket, ...]:
+        """The buckets of a kind of engine, smallest first."""
+        named = self.prefill if kind == PREFILL else self.buckets
+        return tuple(sorted((parse_bucket(one) for one in named), key=lambda one: (one.batch, one.nodes)))
+
+    @property
+    def rows(self) -> tuple[int, int]:
+        """Fewest and most rows that a call can have left pending, whichever engine took it."""
+        nodes = [one.nodes for kind in (VERIFIER, PREFILL) for one in self.sizes(kind)]
+        return min(nodes), max(nodes)
+
+
+def export_tensorrt(
+    artifact: Path,
+    *,
+    precisions: Sequence[str] = ("fp16",),
+    library: Path | None = None,
+    progress: Callable[[str], None] | None = None,
+    options: Options = Options(),
+) -> list[dict[str, Any]]:
+    """Build, check and save ``tensorrt/<sm>-<version>/verifier_<precision>.engine``, and ``prefill_...``.
+
+    Beside each engine stand its record (``.json``), the graph that it was parsed from, the plugin library and
+    the timing cache.
+
+    Args:
+        artifact: the artifact folder, exported to ONNX.
+        precisions: ``fp32``, ``fp16``, ``bf16``.
+        library: the plugin library; found in the usual places when None.
+        progress: told what begins.
+        options: how to build.
+
+    Returns:
+        one record per engine, with the equivalent ``trtexec`` command.
+
+    Raises:
+        ArtifactError: when the artifact has no ONNX graph, or there is no plugin library.
+        BackendError: when TensorRT or a GPU is missing.
+        ExportError: when the graph cannot be lowered, parsed or built.
+        ParityError: when an engine and ONNX Runtime disagree.
+    """
+    unknown = sorted(set(precisions) - set(PRECISIONS))
+    if unknown:
+        raise ExportError(f"unknown precision {unknown[0]!r}", hint=f"Choose from: {', '.join(PRECISIONS)}.")
+    kinds = [kind for kind in (VERIFIER, PREFILL) if options.sizes(kind)]
+    if not (artifact / SOURCE).is_file():
+        raise ArtifactError(f"{artifact}: no {SOURCE}", hint=f"Run `lineahead export onnx {artifact}`.")
+    trt = tensorrt_module()
+    work = _Work(artifact, trt, CudaDevice(), options, progress or logger.info)
+    found = plugin_library(trt, library)
+    with _staging(work.folder) as staging:
+        _publish_library(found, work.folder, staging)
+        load_plugins(trt, work.folder / LIBRARY)
+        return [work.one(kind, precision, staging) for precision in precisions for kind in kinds]
+
+
+class _Work:
+    """Building the engines of one artifact."""
+
+    def __init__(
+        self, artifact: Path, trt: Any, device: CudaDevice, options: Options, report: Callable[[str], None]
+    ) -> None:
+        self.source, self.trt, self.device = artifact / SOURCE, trt, device
+        self.options, self.report = options, report
+        self.machine = this_machine(trt, device)
+        self.folder = artifact / FOLDER / self.machine.folder
+
+    def one(self, kind: str, precision: str, staging: Path) -> dict[str, Any]:
+        """Lower, build, check and publish one engine."""
+        name, graph = engine_name(kind, precision), staging / f"{kind}_{precision}.onnx"
+        buckets = self.options.sizes(kind)
+        self.report(f"lower {self.source.name} to {precision}")
+        model = engine_graph(self.source, precision, chain=kind == PREFILL)
+        window, inputs = _window(model), _input_shapes(model)
+        save_for_engine(model, graph)
+        del model
+        request = BuildRequest(
+            graph=graph,
+            precision=precision,
+            buckets=buckets,
+            rows=self.options.rows,
+            cache=self.folder / CACHE,
+            optimization_level=self.options.optimization_level,
+            cublas=self.options.cublas,
+            detailed=self.options.detailed,
+        )
+        log = trt_logger(self.trt)
+        plan = build(self.trt, log, request, self.report)
+        (staging / name).write_bytes(plan)
+        self.report(f"compare {name} with ONNX Runtime")
+        engine = TensorRTEngine(plan, self.device, trt=self.trt, log=log)
+        difference = check.compare(
+            self.source, engine, self.device, buckets, window=window, chains=kind == PREFILL
+        )
+        check.require(difference, precision, name)
+        self._record(kind, precision, buckets, difference).write((staging / name).with_suffix(".json"))
+        for path in sorted(staging.iterdir()):
+            os.replace(path, self.folder / path.name)
+        final = replace(request, graph=self.folder / graph.name)
+        shapes = {
+            port: profile_shapes(port, shape, buckets[0], request.rows) for port, shape in inputs.items()
+        }
+        path = self.folder / name
+        return {
+            "engine": str(path),
+            "bytes": path.stat().st_size,
+            "difference": difference,
+            "buckets": [f"{one.batch}x{one.nodes}" for one in buckets],
+            "trtexec": trtexec_line(final, path, self.folder / LIBRARY, shapes, version=major(self.trt)),
+        }
+
+    def _record(
+        self, kind: str, precision: str, buckets: Sequence[Bucket], difference: float
+    ) -> EngineRecord:
+        return EngineRecord(
+            kind=kind,
+            precision=precision,
+            sm=self.machine.sm,
+            tensorrt=self.machine.tensorrt,
+            card=self.machine.card,
+            plugin_sha256=file_hash(self.folder / LIBRARY),
+            graph_sha256=file_hash(self.source),
+            buckets=tuple(buckets),
+            difference=difference,
+        )
+
+
+def _input_shapes(model: Any) -> dict[str, tuple[int, ...]]:
+    return {
+        str(value.name): tuple(axis if isinstance(axis, int) else -1 for axis in value.shape or ())
+        for value in model.graph.inputs
+    }
+
+
+def _window(model: Any) -> int:
+    for node in model.graph:
+        if (node.domain, node.op_type) == (DOMAIN, OP_TYPE) and "window" in node.attributes:
+            return int(node.attributes["window"].as_int())
+    return 64
+
+
+def _publish_library(found: Path, folder: Path, staging: Path) -> None:
+    """Copy the plugin library beside the engines."""
+    target = folder / LIBRARY
+    if target.is_file() and file_hash(target) == file_hash(found):
+        return
+    part = staging / LIBRARY
+    shutil.copyfile(found, part)
+    os.replace(part, target)
+
+
+@contextmanager
+def _staging(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside the engines, removed at the end."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for stale in folder.glob(f"{STAGING}*"):
+        shutil.rmtree(stale, ignore_errors=True)
+    staging = Path(tempfile.mkdtemp(prefix=STAGING, dir=folder))
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)

@@ -1,0 +1,35 @@
+"""Finding the plugin library that engines are built with."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from lineahead.errors import ArtifactError
+from lineahead.plugins.tensorrt.record import LIBRARY
+
+VARIABLE = "LINEAHEAD_TENSORRT_PLUGINS"
+PLACES = ("build", "build/plugins", "plugins/build")
+
+
+def plugin_library(trt: Any, given: Path | None) -> Path:
+    """The library: the one given, the one that the environment names, or one built in the usual place.
+
+    Args:
+        trt: TensorRT's module, for messages.
+        given: a path, or None.
+
+    Raises:
+        ArtifactError: when there is none.
+    """
+    named = os.environ.get(VARIABLE)
+    root = Path(__file__).resolve().parents[2]
+    candidates = (
+        [given] if given else [Path(named)] if named else [root / place / LIBRARY for place in PLACES]
+    )
+    for path in candidates:
+        if path.is_file():
+            return path
+    raise ArtifactError(
+        f"no {LIBRARY} for TensorRT {trt.__version__}: looked for {', '.join(map(str, candidates))}",
+        hint=f"Build it with CMake from plugins/ (docs/tensorrt.md), and pass --plugins or set {VARIABLE}.",
+    )

@@ -1,0 +1,125 @@
+"""Opening an engine of an artifact, if it is for this GPU, TensorRT and plugin library."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lineahead.errors import ArtifactError, BackendError
+from lineahead.plugins.tensorrt.choice import Choice, LibraryChoice
+from lineahead.plugins.tensorrt.cuda import CudaDevice
+from lineahead.plugins.tensorrt.engine import (
+    TensorRTEngine,
+    load_plugins,
+    tensorrt_module,
+    this_machine,
+    trt_logger,
+)
+from lineahead.plugins.tensorrt.record import (
+    FOLDER,
+    LIBRARY,
+    PRECISIONS,
+    PREFILL,
+    VERIFIER,
+    EngineRecord,
+    Machine,
+    engine_name,
+    file_hash,
+    read_record,
+)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A loaded engine.
+
+    Attributes:
+        engine: ready to run.
+        device: where.
+        record: what it is.
+        path: its file.
+        choice: token choice on the device, of the same plugin library.
+        chain: whether it serves chains only.
+    """
+
+    engine: TensorRTEngine
+    device: CudaDevice
+    record: EngineRecord
+    path: Path
+    choice: Choice
+    chain: bool = False
+
+
+def engine_path(artifact: Path, machine: Machine, kind: str, precision: str) -> Path:
+    """Where an artifact keeps the engine for a machine."""
+    return artifact / FOLDER / machine.folder / engine_name(kind, precision)
+
+
+def require_engine(artifact: Path, machine: Machine, kind: str, precision: str) -> tuple[Path, EngineRecord]:
+    """The engine for this machine, checked without loading it.
+
+    Raises:
+        ArtifactError: when there is none, or it was built with another plugin library.
+        BackendError: when the precision is not TensorRT's.
+    """
+    if precision not in PRECISIONS:
+        raise BackendError(
+            f"the TensorRT backend has no precision {precision!r}",
+            hint=f"Choose one of: {', '.join(PRECISIONS)}.",
+        )
+    path = engine_path(artifact, machine, kind, precision)
+    if not path.is_file():
+        others = sorted((artifact / FOLDER).glob(f"*/{path.name}"))
+        found = f"; there is one for {others[0].parent.name}" if others else ""
+        raise ArtifactError(
+            f"{artifact}: no {kind} engine in {precision} for {machine.folder}{found}",
+            hint=f"Run `lineahead export tensorrt {artifact} --precision {precision}`, or pass --rebuild.",
+        )
+    record = read_record(path.with_suffix(".json"))
+    library = path.parent / LIBRARY
+    record.require(machine, file_hash(library) if library.is_file() else "missing", path)
+    return path, record
+
+
+def open_engines(
+    artifact: Path, precision: str, *, rebuild: Callable[[], None] | None = None
+) -> list[Opened]:
+    """Load an artifact's verifier, and its engine for prompts if there is one.
+
+    Args:
+        artifact: the folder.
+        precision: ``fp32``, ``fp16`` or ``bf16``.
+        rebuild: called when no verifier fits; then the one that it built is loaded.
+
+    Raises:
+        ArtifactError: when there is none that fits, and nothing rebuilds it.
+        BackendError: when TensorRT, cuda-python or a GPU is missing.
+    """
+    trt, device = tensorrt_module(), CudaDevice()
+    machine = this_machine(trt, device)
+    try:
+        found = [require_engine(artifact, machine, VERIFIER, precision)]
+    except ArtifactError as error:
+        if rebuild is None:
+            raise
+        logger.warning("%s; building it again", error)
+        rebuild()
+        found = [require_engine(artifact, machine, VERIFIER, precision)]
+    if engine_path(artifact, machine, PREFILL, precision).is_file():
+        found.append(require_engine(artifact, machine, PREFILL, precision))
+    library = found[0][0].parent / LIBRARY
+    load_plugins(trt, library)
+    log, choice = trt_logger(trt), LibraryChoice(library)
+    return [
+        Opened(
+            engine=TensorRTEngine(path.read_bytes(), device, trt=trt, log=log),
+            device=device,
+            record=record,
+            path=path,
+            choice=choice,
+            chain=record.kind == PREFILL,
+        )
+        for path, record in found
+    ]

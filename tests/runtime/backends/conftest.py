@@ -1,0 +1,133 @@
+"""A GPU and an engine that are neither: host memory behind addresses, and ONNX Runtime behind an engine."""
+
+import ctypes
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from lineahead.plugins.tensorrt.engine import BYTES, Tensor
+
+
+class FakeDevice:
+    """Host memory; recording collects work instead of doing it, as a CUDA graph does."""
+
+    stream = 0
+
+    def __init__(self):
+        self.blocks, self.recording, self.launches = {}, None, 0
+
+    def _do(self, work):
+        work() if self.recording is None else self.recording.append(work)
+
+    def allocate(self, size):
+        block = np.zeros(max(size, 1), np.uint8)
+        self.blocks[block.ctypes.data] = block
+        return block.ctypes.data
+
+    def free(self, address):
+        del self.blocks[address]
+
+    def pinned(self, size):
+        block = np.zeros(max(size, 1), np.uint8)
+        self.blocks[block.ctypes.data] = block
+        return block
+
+    def bytes_at(self, address, size):
+        """The memory of an address; it must lie in one allocation."""
+        start = max(one for one in self.blocks if one <= address)
+        assert address + size <= start + self.blocks[start].nbytes, "outside its allocation"
+        return self.blocks[start][address - start : address - start + size]
+
+    def _move(self, target, source, size):
+        self._do(lambda: ctypes.memmove(target, source, size))
+
+    def upload(self, address, array):
+        self.bytes_at(address, array.nbytes)
+        self._move(address, array.ctypes.data, array.nbytes)
+
+    def fetch(self, array, address):
+        self.bytes_at(address, array.nbytes)
+        self._move(array.ctypes.data, address, array.nbytes)
+
+    def download(self, array, address):
+        assert self.recording is None, "waiting inside a graph"
+        self.fetch(array, address)
+
+    def copy(self, target, source, size):
+        self.bytes_at(target, size), self.bytes_at(source, size)
+        self._move(target, source, size)
+
+    def zero(self, address, size):
+        self.bytes_at(address, size)
+        self._do(lambda: ctypes.memset(address, 0, size))
+
+    def synchronize(self):
+        assert self.recording is None, "waiting inside a graph"
+
+    def capture(self, work):
+        self.recording = []
+        work()
+        recorded, self.recording = self.recording, None
+
+        def launch():
+            self.launches += 1
+            for one in recorded:
+                one()
+
+        return launch
+
+
+class FakeEngine:
+    """A lowered graph with its function bodies in ONNX Runtime, reading and writing a device's memory."""
+
+    def __init__(self, graph, device):
+        import onnxruntime
+
+        self.session = onnxruntime.InferenceSession(str(graph))
+        self.device, self.tensors = device, {}
+        kinds = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int32)": "int32"}
+        for group, is_input in ((self.session.get_inputs(), True), (self.session.get_outputs(), False)):
+            for one in group:
+                shape = tuple(axis if isinstance(axis, int) else -1 for axis in one.shape)
+                self.tensors[one.name] = Tensor(
+                    name=one.name, dtype=kinds[one.type], shape=shape, is_input=is_input
+                )
+
+    def _view(self, name, shape, address):
+        kind = self.tensors[name].dtype
+        raw = self.device.bytes_at(address, int(np.prod(shape)) * BYTES[kind])
+        return raw.view(np.dtype(kind)).reshape(shape)
+
+    def prepare(self, profile, shapes, addresses):
+        assert set(addresses) == set(self.tensors), "every tensor needs a buffer"
+
+        def run():
+            feeds = {name: self._view(name, shape, addresses[name]).copy() for name, shape in shapes.items()}
+            names = [name for name, one in self.tensors.items() if not one.is_input]
+            for name, array in zip(names, self.session.run(names, feeds), strict=True):
+                self._view(name, array.shape, addresses[name])[...] = array
+
+        return lambda: self.device._do(run)
+
+
+class FakeChoice:
+    """What ``csrc/choice.cu`` computes."""
+
+    def enqueue(self, logits, keys, rows, width, device):
+        def run():
+            scores = device.bytes_at(logits, rows * width * 4).view(np.float32).reshape(rows, width)
+            bits = np.where(np.isnan(scores), np.float32(np.nan), scores).view(np.uint32)
+            bits = np.where(np.isnan(scores), np.uint32(0x7FFFFFFF), bits)
+            order = np.where(bits >> 31, ~bits, bits | np.uint32(0x80000000)).astype(np.uint64)
+            place = np.arange(width, dtype=np.uint32)
+            best = ((order << np.uint64(32)) | (~place).astype(np.uint64)).max(1)
+            device.bytes_at(keys, rows * 8).view(np.uint64)[...] = best
+
+        device._do(run)
+
+
+@pytest.fixture(scope="session")
+def tensorrt_fakes():
+    """The fakes' classes."""
+    return SimpleNamespace(Device=FakeDevice, Engine=FakeEngine, Choice=FakeChoice)
