@@ -16,7 +16,7 @@ from lineahead.runtime.layout import triangle
 from lineahead.runtime.row import Row
 from lineahead.runtime.sampling import SamplingParams, stream
 from lineahead.runtime.session import StepInput
-from lineahead.runtime.speculate import CHUNK, Decoder, Event
+from lineahead.runtime.speculate import Decoder, Event
 from lineahead.runtime.tokenizer import TextStream
 
 MARK = "\u0001"
@@ -50,7 +50,7 @@ def read_prefix(
     generator: Generator,
     tokens: Sequence[int],
     *,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
     ignore_position_limit: bool = False,
     progress: Callable[[str, int, int], None] = lambda name, done, total: None,
 ) -> None:
@@ -59,7 +59,7 @@ def read_prefix(
     Args:
         generator: a loaded model.
         tokens: at least one.
-        chunk: tokens per call.
+        chunk: tokens per call; the session's own number when None.
         ignore_position_limit: go on past the length that the model's positions were made for.
         progress: called with a name, tokens read and in all.
 

@@ -1,6 +1,5 @@
 """An engine behind the few calls that running it takes; a Protocol, so that tests need no TensorRT."""
 
-import ctypes
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from lineahead.plugins.tensorrt.cuda import CudaDevice, Device
 from lineahead.plugins.tensorrt.record import Machine
 
 logger = logging.getLogger(__name__)
+_LOADED: dict[str, Any] = {}
 Shape = tuple[int, ...]
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int32": 4, "bool": 1, "int64": 8}
 
@@ -90,13 +90,15 @@ def load_plugins(trt: Any, library: Path) -> None:
     hint = "Build it with CMake from plugins/ against this TensorRT; see docs/tensorrt.md."
     if not library.is_file():
         raise ArtifactError(f"{library}: no plugin library", hint=hint)
+    if str(library.resolve()) in _LOADED:
+        return
     try:
-        ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
-        registry = trt.get_plugin_registry()
-        if hasattr(registry, "load_library") and int(trt.__version__.split(".")[0]) >= 10:
-            registry.load_library(str(library))
-    except OSError as error:
+        handle = trt.get_plugin_registry().load_library(str(library))
+    except (OSError, RuntimeError) as error:
         raise ArtifactError(f"{library}: cannot be loaded: {error}", hint=hint) from error
+    if handle is None:
+        raise ArtifactError(f"{library}: TensorRT {trt.__version__} cannot load it", hint=hint)
+    _LOADED[str(library.resolve())] = handle
 
 
 def this_machine(trt: Any, device: CudaDevice) -> Machine:
