@@ -76,9 +76,10 @@ def read_prefix(
         )
     session, before = generator.session, 0
     session.reset(1)
-    for start in range(0, len(tokens), chunk):
+    width = chunk or generator.session.chunk
+    for start in range(0, len(tokens), width):
         progress("reading", start, len(tokens))
-        part = np.array([tokens[start : start + chunk]], np.int64)
+        part = np.array([tokens[start : start + width]], np.int64)
         nodes = part.shape[1]
         session.step(
             StepInput(
