@@ -30,7 +30,7 @@ class Choice(Protocol):
 
 
 class LibraryChoice:
-    """The kernel in the plugin library (``csrc/choice.cu``)."""
+    """The kernel in the plugin library (``csrc/cuda/best_tokens.cu``)."""
 
     def __init__(self, library: Path) -> None:
         """Open the library.

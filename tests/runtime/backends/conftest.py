@@ -112,7 +112,7 @@ class FakeEngine:
 
 
 class FakeChoice:
-    """What ``csrc/choice.cu`` computes."""
+    """What ``csrc/cuda/best_tokens.cu`` computes."""
 
     def enqueue(self, logits, keys, rows, width, device):
         def run():
