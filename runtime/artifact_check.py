@@ -10,6 +10,8 @@ from lineahead.errors import ArtifactError
 from lineahead.recipes.files import sha256
 from lineahead.recipes.json_file import parse_object, read_object
 from lineahead.recipes.manifest import Export, Manifest, read_manifest
+from lineahead.runtime.certificate.document import FILE as CERTIFICATE
+from lineahead.runtime.certificate.document import stale_files
 from lineahead.runtime.doctor import Finding
 from lineahead.runtime.tokenizer import Tokenizer
 
@@ -42,6 +44,7 @@ def examine_artifact(folder: Path) -> list[Finding]:
         _tokenizer(folder, manifest),
         *drafts,
         *(exports or [_no_exports(folder)]),
+        *_certificate(folder),
         *_tool_versions(manifest),
     ]
 
@@ -154,6 +157,21 @@ def _export(folder: Path, manifest: Manifest, export: Export) -> Finding:
         detail = f"opset {export.opset}, but this ONNX Runtime reads up to {newest}"
         return Finding(check=export.file, status="problem", detail=detail, cure=f"{cure} --opset {newest}")
     return Finding(check=export.file, status="ok", detail=f"{export.precision}, opset {export.opset}")
+
+
+def _certificate(folder: Path) -> list[Finding]:
+    """A certificate, if there is one, speaks of the files that are here."""
+    if not (folder / CERTIFICATE).is_file():
+        return []
+    cure = f"lineahead verify {folder} --certificate"
+    try:
+        stale = stale_files(folder)
+    except ArtifactError as error:
+        return [Finding(check=CERTIFICATE, status="problem", detail=str(error), cure=cure)]
+    if stale:
+        detail = f"{', '.join(stale[:3])} changed since it was made"
+        return [Finding(check=CERTIFICATE, status="problem", detail=detail, cure=cure)]
+    return [Finding(check=CERTIFICATE, status="ok", detail="speaks of these files")]
 
 
 def _newest_opset() -> int | None:

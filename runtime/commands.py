@@ -1,6 +1,7 @@
 """Commands that use artifacts: parse, one library call, print. Nothing heavy is imported before one runs."""
 
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -22,6 +23,8 @@ from lineahead.recipes.console import (
     sampling_options,
     show,
 )
+
+REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @click.command()
@@ -332,17 +335,23 @@ def endurance(
 
 
 @click.command()
-@click.argument("artifact", required=False, type=click.Path(path_type=Path))
+@click.argument("artifact", required=False, metavar="[ARTIFACT|OWNER/NAME]")
 @json_option
-def doctor(artifact: Path | None, as_json: bool) -> None:
-    """Check this installation, and the parts of ARTIFACT; every problem comes with its cure.
+def doctor(artifact: str | None, as_json: bool) -> None:
+    """Check this installation, and the parts of ARTIFACT or of a Hub repository; problems come with a cure.
 
     The exit status is 1 when there is a problem.
     """
     from lineahead.runtime.artifact_check import examine_artifact
     from lineahead.runtime.doctor import examine_environment
 
-    findings = examine_environment() + (examine_artifact(artifact) if artifact else [])
+    findings = examine_environment()
+    if artifact is not None and not Path(artifact).exists() and REPOSITORY.fullmatch(artifact):
+        from lineahead.runtime.remote_check import examine_repository
+
+        findings += examine_repository(artifact)
+    elif artifact is not None:
+        findings += examine_artifact(Path(artifact))
     rows = [one.as_dict() for one in findings]
     healthy = all(one.status != "problem" for one in findings)
     show({"healthy": healthy, "findings": rows} if as_json else rows, as_json)
