@@ -93,7 +93,7 @@ cudaError_t launch_stream(const Call& call, const Layout& layout, cudaStream_t s
                        : steps <= 2 ? reinterpret_cast<const void*>(stream_kernel<2, T>)
                        : steps <= 4 ? reinterpret_cast<const void*>(stream_kernel<4, T>)
                                     : reinterpret_cast<const void*>(stream_kernel<8, T>);
-  return enqueue(kernel, call, layout, dim3(layout.slices, 1, call.batch * call.shared), layout.bytes, stream);
+  return enqueue(kernel, call, layout, dim3(layout.slices, layout.row_blocks, call.batch * call.shared), layout.bytes, stream);
 }
 
 }  // namespace

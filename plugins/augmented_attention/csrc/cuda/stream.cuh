@@ -31,7 +31,7 @@ struct Stream {
         values(least(layout.slice, call.value_dim - value_start)),
         window_rows(ring + call.settings.sinks),
         shared(shared_memory()),
-        plan(make_plan(call, ring, b)),
+        plan{ring},
         tables{integers(layout.position), integers(layout.source), integers(layout.far), integers(layout.node),
                reinterpret_cast<unsigned*>(integers(layout.ancestors)), integers(layout.flags), layout.words} {}
 
@@ -84,6 +84,44 @@ __device__ void copy_rows(const T* from, int width, int used, int count, T* to, 
   }
 }
 
+// Ask for everything that will be read at once, so that later loads find it in the second-level cache: a wait for memory that
+// nothing overlaps takes a microsecond, as long as a small call may take in all.
+__device__ inline void ask(const void* from, size_t bytes) {
+  for (size_t at = (size_t)thread_index() * 128; at < bytes; at += kThreads * 128) prefetch(static_cast<const char*>(from) + at);
+}
+
+template <typename T>
+__device__ void ask_for_operands(const Stream<T>& s) {
+  const Call& call = s.call;
+  const int group = call.heads / call.shared, first = s.g * group;
+  const auto row = [](const void* base, size_t at) { return static_cast<const T*>(base) + at; };
+  if (thread_index() == 0) {
+    prefetch(row(call.alpha, first * call.alpha_step)), prefetch(row(call.local_scale, first * call.local_scale_step));
+    if (call.settings.taps) prefetch(row(call.conv, (size_t)first * call.settings.taps));
+    if (!call.chain) prefetch(static_cast<const char*>(call.ancestors) + (size_t)s.b * call.nodes * call.nodes * call.ancestor_bytes);
+  }
+  ask(row(call.query, ((size_t)s.b * call.heads + first) * call.nodes * call.dim), sizeof(T) * group * call.nodes * call.dim);
+  ask(row(call.key, s.head * call.nodes * call.dim), sizeof(T) * call.nodes * call.dim);
+  if (call.pending) {
+    ask(row(call.pending_key, s.head * call.pending * call.dim), sizeof(T) * call.pending * call.dim);
+    ask(row(call.pending_value, s.head * call.pending * call.value_dim), sizeof(T) * call.pending * call.value_dim);
+  }
+  if (has_norm(call.settings)) ask(call.norm + s.head * call.features, 4 * call.features);
+  if (!has_projection(call.settings.map)) return;
+  const size_t size = (size_t)call.dim * call.columns;
+  ask(row(call.key_map, s.g * size), sizeof(T) * size);
+  ask(row(call.query_map, first * size), sizeof(T) * size * group);
+}
+
+// The passes of S after the first.
+template <typename T>
+__device__ void ask_for_state(const Stream<T>& s) {
+  if (!s.has_map() || s.layout.passes == 1) return;
+  const int lines = (s.values - kPassColumns + 31) / 32;
+  const float* from = s.call.state + s.head * s.call.features * s.call.value_dim + s.value_start + kPassColumns;
+  for (int i = thread_index(); i < s.call.features * lines; i += kThreads) prefetch(from + (size_t)(i / lines) * s.call.value_dim + i % lines * 32);
+}
+
 // Window and nodes, which need no plan.
 template <typename T>
 __device__ void stage_window(const Stream<T>& s) {
@@ -121,6 +159,8 @@ __device__ void fill_columns(const Stream<T>& s) {
   const int width = layout.value_stride / 8, first_node = layout.first_node;
   for (int c = thread_index(); c < layout.columns; c += kThreads)
     s.tables.position[c] = c < first_node ? s.held(c) : c < s.count() ? s.tables.node[c - first_node] : -1;
+  for (int t = thread_index(); t < s.call.nodes; t += kThreads)
+    s.integers(layout.start)[t] = local_start(s.call.settings, s.tables.node[t]);
   for (int i = thread_index(); i < layout.columns * width; i += kThreads) {
     const int c = i / width, part = i % width * 8;
     if (c >= first_node ? c < s.count() && part < s.values : s.held(c) >= 0 && part < s.values) continue;
@@ -128,9 +168,10 @@ __device__ void fill_columns(const Stream<T>& s) {
     store4(to, zero4()), store4(to + 4, zero4());
   }
   sync_block();
+  const int* starts = s.integers(layout.start);
   if (warp_index() || !s.has_map()) return;
   int end = 0, found = 0;
-  for (int t = 0; t < s.call.nodes; ++t) end = largest(end, local_start(s.call.settings, s.tables.node[t]));
+  for (int t = 0; t < s.call.nodes; ++t) end = largest(end, starts[t]);
   for (int base = 0; base < s.count(); base += kLanes) {
     const int c = base + lane_index();
     bool set = false;
@@ -155,7 +196,7 @@ __device__ Sight sight(const Stream<T>& s, int t, int c) {
   if (node >= 0 && !s.tables.is_ancestor(t, node)) return Sight::kNone;
   if (position < settings.sinks) return c < s.plan.ring ? Sight::kNone : Sight::kLocal;
   if (node < 0 && position < s.plan.attended) return Sight::kNone;
-  if (position >= local_start(settings, s.tables.node[t])) return Sight::kLocal;
+  if (position >= s.integers(s.layout.start)[t]) return Sight::kLocal;
   return s.has_map() ? Sight::kFar : Sight::kNone;
 }
 

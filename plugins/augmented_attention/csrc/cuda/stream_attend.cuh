@@ -93,25 +93,35 @@ struct QueryTile {
   __device__ int node(int i) const { return (start + i) % nodes; }
 };
 
+// The tile's queries and, with `keys`, the nodes' keys.
 template <typename T>
-__device__ void stage_queries(const Stream<T>& s, const QueryTile& tile) {
+__device__ void stage_rows(const Stream<T>& s, const QueryTile& tile, bool keys) {
   const Call& call = s.call;
-  for (int i = warp_index(); i < tile.count; i += kWarps) {
-    const size_t from = ((size_t)s.b * call.heads + tile.head(i)) * call.nodes + tile.node(i);
-    stage_row<T>(static_cast<const T*>(call.query) + from * call.dim, call.dim, call.settings.qk_norm != 0, call.settings.eps,
-                 s.rows() + (size_t)i * s.layout.row_stride, nullptr);
+  const bool publish = block_index().x == 0 && block_index().y == 0;
+  for (int i = warp_index(); i < tile.count + (keys ? call.nodes : 0); i += kWarps) {
+    const int t = i - tile.count;
+    const size_t row = t < 0 ? ((size_t)s.b * call.heads + tile.head(i)) * call.nodes + tile.node(i) : s.head * call.nodes + t;
+    stage_row<T>(static_cast<const T*>(t < 0 ? call.query : call.key) + row * call.dim, call.dim, call.settings.qk_norm != 0,
+                 call.settings.eps, t < 0 ? s.rows() + (size_t)i * s.layout.row_stride : s.key(s.layout.first_node + t),
+                 t >= 0 && publish ? static_cast<T*>(call.pending_key_out) + row * call.dim : nullptr);
   }
 }
 
+// alpha, local_scale and the filter of each of the block's heads, to `gain`.
 template <typename T>
-__device__ void stage_node_keys(const Stream<T>& s) {
+__device__ void stage_gains(const Stream<T>& s) {
   const Call& call = s.call;
-  const bool publish = block_index().x == 0;
-  for (int t = warp_index(); t < call.nodes; t += kWarps) {
-    const size_t row = (s.head * call.nodes + t) * call.dim;
-    stage_row<T>(static_cast<const T*>(call.key) + row, call.dim, call.settings.qk_norm != 0, call.settings.eps,
-                 s.key(s.layout.first_node + t), publish ? static_cast<T*>(call.pending_key_out) + row : nullptr);
+  const int group = call.heads / call.shared, width = 2 + call.settings.taps;
+  for (int i = thread_index(); i < group * width; i += kThreads) {
+    const int h = s.g * group + i / width, j = i % width;
+    s.floats(s.layout.gain)[i] = to_float(j == 0   ? static_cast<const T*>(call.alpha)[h * call.alpha_step]
+                                          : j == 1 ? static_cast<const T*>(call.local_scale)[h * call.local_scale_step]
+                                                   : static_cast<const T*>(call.conv)[(size_t)h * call.settings.taps + j - 2]);
   }
+}
+
+__device__ inline int widest_rows(const Layout& layout) {
+  return largest(layout.tile, largest(layout.fold_tile, least(layout.far_tile, 16)));
 }
 
 // Features of `folds` rows in `source` and of the tile's queries, each head with its own projection; two products at a time.
@@ -122,7 +132,7 @@ __device__ void map_rows(const Stream<T>& s, const QueryTile& tile, int folds) {
   const bool projects = has_projection(call.settings.map);
   const int size = call.dim * call.columns, half = projects ? kWarps / (layout.projected / kGroupColumns) * layout.projected : 0;
   const int fold_job = folds > 0, heads = tile.count ? tile.head(tile.count - 1) - tile.head(0) + 1 : 0, jobs = fold_job + heads;
-  const int widest = largest(layout.tile, largest(layout.fold_tile, layout.far_tile));
+  const int widest = widest_rows(layout);
   const Operand<T> queries{s.rows(), layout.row_stride, tile.count, nullptr}, keys{s.keys(), layout.key_stride, folds, s.tables.source};
   for (int start = 0; start < jobs; start += 2) {
     if (projects) {
@@ -187,75 +197,96 @@ __device__ void measure_lengths(const Stream<T>& s, const QueryTile& tile) {
   }
 }
 
-// phi(q) . phi(k) of the far pairs to `weight`. Synchronises before it returns.
+// Features of far columns [start, start + count), to rows of `phi_far`. Synchronises before it returns.
 template <typename T>
-__device__ void score_far(const Stream<T>& s, const QueryTile& tile) {
+__device__ void map_far(const Stream<T>& s, int start, int count, float* phi) {
   const Call& call = s.call;
   const Layout& layout = s.layout;
-  const int count = s.has_map() ? s.tables.flags[0] : 0;
-  const int widest = largest(layout.tile, largest(layout.fold_tile, layout.far_tile));
-  float *phi = s.floats(layout.phi_far), *partial = s.floats(layout.partial);
-  for (int start = 0; start < count; start += layout.far_tile) {
-    const Operand<T> keys{s.keys(), layout.key_stride, least(layout.far_tile, count - start), s.tables.far + start};
+  for (int first = 0; first < count; first += 16) {
+    const Operand<T> keys{s.keys(), layout.key_stride, least(16, count - first), s.tables.far + start + first};
     if (has_projection(call.settings.map)) {
       project(keys, static_cast<const T*>(call.key_map) + (size_t)s.g * call.dim * call.columns, call.dim, call.columns,
-              layout.projected, partial, widest);
+              layout.projected, s.floats(layout.partial), widest_rows(layout));
       sync_block();
     }
-    finish_features(s, keys, 0, keys.count, partial, widest, phi);
+    finish_features(s, keys, 0, keys.count, s.floats(layout.partial), widest_rows(layout), phi + (size_t)first * layout.phi_stride);
     sync_block();
-    const int lanes = 8, lane = lane_index() % lanes, per_warp = kLanes / lanes, groups = (keys.count + per_warp - 1) / per_warp;
+  }
+}
+
+// phi(q) . phi(k) of the far pairs to `weight`. `fresh`: the first tile; where all far features have room, they are still there
+// for the others. Synchronises before it returns.
+template <typename T>
+__device__ void score_far(const Stream<T>& s, const QueryTile& tile, bool fresh) {
+  const Call& call = s.call;
+  const Layout& layout = s.layout;
+  const int count = s.has_map() ? s.tables.flags[0] : 0, lanes = 8, lane = lane_index() % lanes, per_warp = kLanes / lanes;
+  float* phi = s.floats(layout.phi_far);
+  for (int start = 0; start < count; start += layout.far_tile) {
+    const int rows = least(layout.far_tile, count - start), groups = (rows + per_warp - 1) / per_warp;
+    if (fresh || count > layout.far_tile) map_far(s, start, rows, phi);
     for (int job = warp_index(); job < tile.count * groups; job += kWarps) {
-      const int i = job / groups, n = job % groups * per_warp + lane_index() / lanes, row = n < keys.count ? n : 0;
+      const int i = job / groups, n = job % groups * per_warp + lane_index() / lanes, row = n < rows ? n : 0;
       const float *query = s.floats(layout.phi_query) + (size_t)i * layout.phi_stride, *key = phi + (size_t)row * layout.phi_stride;
       float sum = 0;
+#pragma unroll 4
       for (int f = lane * 4; f < call.features; f += lanes * 4) sum = dot(load4(query + f), load4(key + f), sum);
       sum = lane_sum(sum, lanes);
-      const int c = keys.index[row];
-      if (n < keys.count && lane == 0 && sight(s, tile.node(i), c) == Sight::kFar)
+      const int c = s.tables.far[start + row];
+      if (n < rows && lane == 0 && sight(s, tile.node(i), c) == Sight::kFar)
         s.floats(layout.weight)[(size_t)i * layout.weight_stride + c] = sum;
     }
     sync_block();
   }
 }
 
+constexpr int kMostColumns = 256;
+
 // Scores of one row become final weights of the columns, and phi(q) is scaled so that phi(q) S is the global term; by one warp.
 template <typename T>
 __device__ void weigh_row(const Stream<T>& s, const QueryTile& tile, int i) {
-  const Call& call = s.call;
-  const Settings& settings = call.settings;
-  const int t = tile.node(i), h = tile.head(i), lane = lane_index(), count = s.count(), features = s.features();
+  constexpr int kUnits = kMostColumns / kLanes;
+  const Settings& settings = s.call.settings;
+  const int t = tile.node(i), lane = lane_index(), count = s.count(), features = s.features();
   float *phi = s.floats(s.layout.phi_query) + (size_t)i * s.layout.phi_stride;
   float *weight = s.floats(s.layout.weight) + (size_t)i * s.layout.weight_stride;
   const float* lengths = s.floats(s.layout.length);
-  const float alpha = to_float(static_cast<const T*>(call.alpha)[h * call.alpha_step]);
-  const float local_scale = to_float(static_cast<const T*>(call.local_scale)[h * call.local_scale_step]);
+  const float* given = s.floats(s.layout.gain) + (tile.head(i) - tile.first_head) * (2 + settings.taps);
   const float own = settings.local_norm ? lengths[s.layout.columns + i] : settings.scale;
-  float peak = -INFINITY, near = 0, far = 0;
-  for (int c = lane; c < count; c += kLanes) {
-    if (sight(s, t, c) != Sight::kLocal) continue;
-    weight[c] *= settings.local_norm ? own * lengths[c] : own;
-    peak = fmaxf(peak, weight[c]);
+  float x[kUnits], peak = -INFINITY, near = 0, far = 0;
+  Sight seen[kUnits];
+#pragma unroll
+  for (int u = 0; u < kUnits; ++u) {
+    const int c = u * kLanes + lane;
+    if (u * kLanes >= count) break;
+    seen[u] = c < count ? sight(s, t, c) : Sight::kNone;
+    x[u] = seen[u] == Sight::kNone ? 0 : weight[c];
+    if (seen[u] != Sight::kLocal) continue;
+    x[u] *= settings.local_norm ? own * lengths[c] : own;
+    peak = fmaxf(peak, x[u]);
   }
   if (settings.local == kSoftmax) peak = lane_max(peak);
-  for (int c = lane; c < count; c += kLanes) {
-    const Sight seen = sight(s, t, c);
-    if (seen == Sight::kLocal) near += weight[c] = local_weight(settings.local, weight[c], peak);
-    if (seen == Sight::kFar) far += weight[c];
+#pragma unroll
+  for (int u = 0; u < kUnits; ++u) {
+    if (u * kLanes >= count) break;
+    if (seen[u] == Sight::kLocal) near += x[u] = local_weight(settings.local, x[u], peak);
+    if (seen[u] == Sight::kFar) far += x[u];
   }
   if (has_norm(settings))
     for (int f = lane; f < features; f += kLanes) far = fmaf(phi[f], s.floats(s.layout.norm)[f], far);
   const bool divides = settings.normalizer == kDenominator;
-  const Gains gain = gains(settings, Part::kWhole, alpha, local_scale, divides ? lane_sum(near) : 0, divides ? lane_sum(far) : 0);
+  const Gains gain = gains(settings, Part::kWhole, given[0], given[1], divides ? lane_sum(near) : 0, divides ? lane_sum(far) : 0);
   for (int f = lane; f < features; f += kLanes) phi[f] *= gain.far;
-  const T* filter = static_cast<const T*>(call.conv) + (size_t)h * settings.taps;
-  for (int c = lane; c < s.layout.columns; c += kLanes) {
+#pragma unroll
+  for (int u = 0; u < kUnits; ++u) {
+    const int c = u * kLanes + lane;
+    if (u * kLanes >= s.layout.columns) break;
+    if (c >= s.layout.columns) continue;
     float w = 0;
     if (c < count) {
-      const Sight seen = sight(s, t, c);
-      w = seen == Sight::kLocal ? gain.near * weight[c] : seen == Sight::kFar ? gain.far * weight[c] : 0;
+      w = seen[u] == Sight::kLocal ? gain.near * x[u] : seen[u] == Sight::kFar ? gain.far * x[u] : 0;
       const int lag = tap(s, t, c);
-      if (lag >= 0) w += to_float(filter[lag]);
+      if (lag >= 0) w += given[2 + lag];
     }
     weight[c] = w;
   }

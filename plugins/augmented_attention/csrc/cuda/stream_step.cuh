@@ -148,41 +148,49 @@ __device__ void put_output(const Stream<T>& s, const QueryTile& tile, int pass, 
   }
 }
 
-// What slices share is written by the last of them to have read it.
+// The block's share of the state and the window. Where outputs are the buffers of the inputs, what several blocks read is written
+// by the last of them to have read it.
 template <typename T>
 __device__ void put_shared(const Stream<T>& s) {
   const Call& call = s.call;
-  const bool first = block_index().x == 0, last = s.tables.flags[1] != 0;
+  const bool row = block_index().y == 0, first = block_index().x == 0 && row, owns = s.tables.flags[1] != 0, last = s.tables.flags[2] != 0;
   if (has_norm(call.settings) && (call.norm_out == call.norm ? last && s.plan.fold_end > s.plan.fold : first))
     for (int f = thread_index(); f < call.features; f += kThreads)
       call.norm_out[s.head * call.features + f] = s.floats(s.layout.norm)[f];
-  const bool in_place = call.window_key_out == call.window_key;
-  if (in_place ? last : first)
+  const bool keys_in_place = call.window_key_out == call.window_key, values_in_place = call.window_value_out == call.window_value;
+  if (keys_in_place ? last : first)
     put_window(s, s.keys(), s.layout.key_stride, static_cast<T*>(call.window_key_out) + s.head * s.window_rows * call.dim, call.dim,
-               call.dim, in_place);
-  put_window(s, s.values_at(), s.layout.value_stride,
-             static_cast<T*>(call.window_value_out) + s.head * s.window_rows * call.value_dim + s.value_start, call.value_dim, s.values,
-             call.window_value_out == call.window_value);
+               call.dim, keys_in_place);
+  if (values_in_place ? owns : row)
+    put_window(s, s.values_at(), s.layout.value_stride,
+               static_cast<T*>(call.window_value_out) + s.head * s.window_rows * call.value_dim + s.value_start, call.value_dim,
+               s.values, values_in_place);
 }
 
-// Everything that the columns need before attention, and this block's ticket.
+// Everything that the columns need before attention, and this block's tickets.
 template <int kSteps, typename T>
 __device__ void open_stream(Stream<T>& s, const QueryTile& tile, Held<kSteps>& held) {
   const Call& call = s.call;
+  ask_for_operands(s);
   stage_window(s);
   if (s.has_map()) load_state(s, 0, held);
+  ask_for_state(s);
+  s.plan = make_plan(call, s.plan.ring, s.b);
   stage_accepted(s);
-  stage_queries(s, tile);
-  stage_node_keys(s);
+  fill_nodes(call, s.plan, s.b, s.tables);
+  stage_rows(s, tile, true);
+  stage_gains(s);
   if (has_norm(call.settings))
     for (int f = thread_index(); f < call.features; f += kThreads) s.floats(s.layout.norm)[f] = call.norm[s.head * call.features + f];
   if (thread_index() == 0) s.tables.flags[0] = 0;
-  fill_nodes(call, s.plan, s.b, s.tables);
   wait_copies();
   sync_block();
-  if (thread_index() == 0) {
-    const unsigned slices = grid_size().x;
-    s.tables.flags[1] = slices == 1 || last_to_arrive(call.tickets + s.head, slices);
+  if (thread_index() == kThreads - 1) {  // `held` is here: its loads were issued before those that the barrier waited for
+    const unsigned slices = grid_size().x, row_blocks = grid_size().y;
+    unsigned* by_slice = call.tickets + s.head * (slices + 1);
+    const bool owns = row_blocks == 1 || last_to_arrive(by_slice + block_index().x, row_blocks);
+    s.tables.flags[1] = owns;
+    s.tables.flags[2] = owns && (slices == 1 || last_to_arrive(by_slice + slices, slices));
   }
   fill_columns(s);
 }
@@ -198,10 +206,11 @@ template <int kSteps, typename T>
 __device__ void stream(const Call& call, const Layout& layout, int ring) {
   pass_unused(call);
   Stream<T> s(call, layout, ring);
-  const int rows = call.heads / call.shared * call.nodes, first_head = s.g * (call.heads / call.shared);
-  QueryTile tile{0, least(layout.tile, rows), call.nodes, first_head};
+  const int rows = call.heads / call.shared * call.nodes, first_head = s.g * (call.heads / call.shared), y = block_index().y;
+  QueryTile tile{y * layout.tile, least(layout.tile, rows - y * layout.tile), call.nodes, first_head};
   Held<kSteps> held;
   open_stream(s, tile, held);
+  const bool folds_now = s.has_map() && s.plan.fold_end > s.plan.fold, in_place = call.state_out == call.state;
   int start = s.plan.fold;
   for (; s.plan.fold_end - start > layout.fold_tile && s.has_map(); start += layout.fold_tile) {
     list_folds(s, start, layout.fold_tile);
@@ -210,29 +219,30 @@ __device__ void stream(const Call& call, const Layout& layout, int ring) {
     fold_norm(s, layout.fold_tile);
     sync_block();
   }
-  const int folds = s.has_map() ? largest(s.plan.fold_end - start, 0) : 0;
+  const int folds = folds_now ? s.plan.fold_end - start : 0;
   list_folds(s, start, folds);
   int turn = 0;
-  for (int index = 0; index < layout.tiles; ++index) {
-    if (index) {
+  for (int index = y; index < layout.tiles; index += layout.row_blocks) {
+    const bool fresh = index == y;
+    if (!fresh) {
       tile.start = index * layout.tile, tile.count = least(layout.tile, rows - tile.start);
       sync_block();
-      stage_queries(s, tile);
+      stage_rows(s, tile, false);
       sync_block();
     }
-    if (s.has_map()) map_rows(s, tile, index ? 0 : folds);
-    if (!index) fold_norm(s, folds);
+    if (s.has_map()) map_rows(s, tile, fresh ? folds : 0);
+    if (fresh) fold_norm(s, folds);
     score(s, tile);
     measure_lengths(s, tile);
     sync_block();
-    score_far(s, tile);
+    score_far(s, tile, fresh);
     for (int i = warp_index(); i < tile.count; i += kWarps) weigh_row(s, tile, i);
     sync_block();
     for (int pass = 0; pass < layout.passes; ++pass) {
-      if (!index && s.has_map()) {
+      if (fresh && s.has_map()) {
         if (pass) load_state(s, pass, held);
         fold_rows(s, pass, folds, held);
-        if (call.state_out != call.state || s.plan.fold_end > s.plan.fold) store_state(s, pass, held);
+        if (in_place ? folds_now && s.tables.flags[1] : y == 0) store_state(s, pass, held);
       }
       float sum[4][4] = {};
       multiply_pass(s, tile.count, pass, held, sum);
@@ -243,7 +253,7 @@ __device__ void stream(const Call& call, const Layout& layout, int ring) {
 }
 
 template <int kSteps, typename T>
-__global__ void __launch_bounds__(kThreads) stream_kernel(const Call call, const Layout layout, int ring) {
+__global__ void __launch_bounds__(kThreads, kSteps <= 4 ? 2 : 1) stream_kernel(const Call call, const Layout layout, int ring) {
   stream<kSteps, T>(call, layout, ring);
 }
 
