@@ -12,8 +12,12 @@ for name, path in {
     "operator_cases": CHECKS / "cases.py",
     "operator_checks": CHECKS / "checks.py",
     "operator_two_sided": CHECKS / "two_sided.py",
+    "operator_kernel_call": CHECKS / "gpu" / "kernel_call.py",
+    "operator_kernel_cases": CHECKS / "gpu" / "kernel_cases.py",
+    "operator_kernel_build": CHECKS / "gpu" / "emulated_build.py",
     "mutant_damage": FOLDER / "damage.py",
     "mutant_catalogue": FOLDER / "catalogue.py",
+    "mutant_kernel_catalogue": FOLDER / "kernel_catalogue.py",
 }.items():
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, path)

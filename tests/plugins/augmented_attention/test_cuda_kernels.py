@@ -1,39 +1,22 @@
 """The CUDA kernels, compiled for the CPU: threads are fibers, taken in any order (`gpu/emulated`)."""
 
-import shutil
-import subprocess
-
 import pytest
 import torch
+from operator_kernel_build import build_emulated
 from operator_kernel_call import Kernels
 from operator_kernel_cases import SETTINGS, TOLERANCE, Size, check
 
 from lineahead.plugins.augmented_attention import native
 from lineahead.plugins.augmented_attention.methods import PRESETS
 
-SOURCES = native.SOURCES.parent / "cuda"
 TYPES = tuple(TOLERANCE)
 
 
-def build_emulated(sources, folder, emulated):
-    """The kernels in `sources` as a library for the CPU."""
-    for path in (*sources.glob("*.h"), *sources.glob("*.cuh"), *sources.glob("*.cpp"), sources / "launch.cu"):
-        shutil.copy(path, folder)
-    for path in emulated.iterdir():
-        shutil.copy(path, folder)
-    library = folder / "libemulated.so"
-    files = ["launch.cu", *(path.name for path in sources.glob("*.cpp")), "emulator.cpp"]
-    command = [native.find_compiler(), "-std=c++17", "-O1", "-fPIC", "-shared", "-w", "-I.", "-x", "c++"]
-    subprocess.run([*command, *files, "-o", library], cwd=folder, check=True)
-    return library
-
-
 @pytest.fixture(scope="module")
-def kernels(tmp_path_factory, request):
+def kernels(tmp_path_factory):
     if native.find_compiler() is None:
         pytest.skip("no C++ compiler")
-    emulated = request.path.parent / "gpu" / "emulated"
-    return Kernels(build_emulated(SOURCES, tmp_path_factory.mktemp("emulated"), emulated))
+    return Kernels(build_emulated(tmp_path_factory.mktemp("emulated")))
 
 
 def test_every_causal_preset_is_among_the_settings():

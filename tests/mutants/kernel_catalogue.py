@@ -1,0 +1,33 @@
+"""Defects that the CUDA kernels could have, each as one edit of a source in csrc/cuda."""
+
+# A table: each row quotes one line of source and its damaged form.
+# ruff: noqa: E501
+
+STEP, STREAM = 1, 2  # which kernel an edit damages; Variant of csrc/cuda/call.h
+
+# name, kernel, file, old, new
+KERNEL_MUTANTS = (
+    ("state kept in bf16", STEP, "commit.cuh", "store4(state, s0),", "store4(state, rounded<__nv_bfloat16>(s0)),"),
+    ("state kept in bf16", STREAM, "stream_step.cuh", "store4(to + (size_t)f * call.value_dim, held.s[u][i]);", "store4(to + (size_t)f * call.value_dim, rounded<__nv_bfloat16>(held.s[u][i]));"),
+    ("rejected rows are committed", STEP, "plan.cuh", "largest(least(count, call.accepted), 0)", "call.accepted"),
+    ("rejected rows are committed", STREAM, "plan.cuh", "largest(least(count, call.accepted), 0)", "call.accepted"),
+    ("the row after the accepted one", STEP, "plan.cuh", "row >= pending ? pending - 1 : row)", "row + 1 >= pending ? pending - 1 : row + 1)"),
+    ("the row after the accepted one", STREAM, "stream.cuh", "s.plan.committed(s.plan.before + r, 0).row;", "least(s.plan.committed(s.plan.before + r, 0).row + 1, call.pending - 1);"),
+    ("earlier groups of the tree forgotten", STEP, "attend.cuh", "if (here && lane == 0 && sight(call.settings, block.plan, block.tables, tile.node(i), c) == Sight::kFar)\n        weight[call.features + c] = sum;", "weight[call.features + c] = 0;"),
+    ("earlier groups of the tree forgotten", STREAM, "stream_attend.cuh", "seen[u] == Sight::kFar ? gain.far * x[u] : 0", "0"),
+    ("one group for all nodes", STEP, "plan.cuh", "if (position >= local_start(settings, tables.node[t])) return Sight::kLocal;", "if (node >= 0 || position >= local_start(settings, tables.node[t])) return Sight::kLocal;"),
+    ("one group for all nodes", STREAM, "stream.cuh", "if (position >= s.integers(s.layout.start)[t]) return Sight::kLocal;", "if (node >= 0 || position >= s.integers(s.layout.start)[t]) return Sight::kLocal;"),
+    ("convolution over every row above", STEP, "plan.cuh", "lag >= 0 && lag < settings.taps && (node < 0 || tables.is_ancestor(t, node)) ? lag : -1", "lag >= 0 && lag < settings.taps ? lag : -1"),
+    ("convolution over every row above", STREAM, "stream.cuh", "return node < 0 || s.tables.is_ancestor(t, node) ? lag : -1;", "return lag;"),
+    ("position of a node is its row", STEP, "plan.cuh", "tables.node[t] = plan.total + depth;", "tables.node[t] = plan.total + t;"),
+    ("position of a node is its row", STREAM, "plan.cuh", "tables.node[t] = plan.total + depth;", "tables.node[t] = plan.total + t;"),
+    ("a window one wider", STEP, "plan.cuh", "length < settings.window ? 0 : length - settings.window + 1;", "length <= settings.window ? 0 : length - settings.window;"),
+    ("a window one wider", STREAM, "plan.cuh", "length < settings.window ? 0 : length - settings.window + 1;", "length <= settings.window ? 0 : length - settings.window;"),
+    ("norm not folded", STEP, "commit.cuh", "sum += phi[(size_t)n * features + f];", "sum += 0;"),
+    ("norm not folded", STREAM, "stream_step.cuh", "sum += s.floats(s.layout.phi)[(size_t)n * s.layout.phi_stride + f];", "sum += 0;"),
+    ("sinks fold", STEP, "plan.cuh", "plan.fold = largest(folded(settings, plan.before), settings.sinks);", "plan.fold = folded(settings, plan.before);"),
+    ("sinks fold", STREAM, "plan.cuh", "plan.fold = largest(folded(settings, plan.before), settings.sinks);", "plan.fold = folded(settings, plan.before);"),
+    ("a window row of another slot", STREAM, "stream.cuh", "row = k < fresh ? position % plan.ring :", "row = k < fresh ? (position + 1) % plan.ring :"),
+    ("written before all have read", STEP, "commit.cuh", "row_blocks == 1 || last_to_arrive(by_slice + block.slice, row_blocks)", "true"),
+    ("written before all have read", STREAM, "stream_step.cuh", "owns && (slices == 1 || last_to_arrive(by_slice + slices, slices))", "true"),
+)  # fmt: skip
