@@ -1,5 +1,6 @@
 """An ONNX Runtime session's state between calls: a pool of rows, of which a call uses the first."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -111,6 +112,7 @@ class Buffers:
             Memory(np.float32, "cpu", zeroed=False),
             Memory(np.float32, "cpu", zeroed=False),
         )
+        self._reserved = [0, 0]
         self._turn = 0
         self._held: list[Any] = []
         self._bindings: dict[tuple[int, int], tuple[Any, dict[str, Any]]] = {}
@@ -140,6 +142,9 @@ class Buffers:
         self._bindings.clear()
 
     def _reserve_pending(self, side: int, nodes: int) -> None:
+        if self.batch * nodes <= self._reserved[side]:
+            return
+        self._reserved[side] = self.batch * nodes
         for port in self._pending:
             if self._rows[side][port.past].reserve(_count(port.sized(self.batch, nodes))):
                 self._bindings.clear()
@@ -276,7 +281,7 @@ class Buffers:
 
 
 def _count(shape: tuple[int, ...]) -> int:
-    return int(np.prod(shape, dtype=np.int64))
+    return math.prod(shape)
 
 
 def _row(memory: Memory, shape: tuple[int, ...], row: int) -> Array:

@@ -1,6 +1,7 @@
 """Flat memory for tensors that ONNX Runtime reads and writes by address, on the host or on a device."""
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -74,6 +75,6 @@ class Memory:
 
     def read(self, shape: tuple[int, ...]) -> Array:
         """A copy of the tensor of `shape` at the beginning."""
-        count = int(np.prod(shape, dtype=np.int64))
+        count = math.prod(shape)
         array = self._array if self._value is None else self._value.numpy()
         return np.array(array[:count].reshape(shape))
