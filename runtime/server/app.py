@@ -43,6 +43,8 @@ def create_app(engine: Engine, settings: ServerSettings, metrics: Metrics) -> Fa
     _add_pages(app, engine, metrics)
     _add_models(app, engine, settings)
     _add_completions(app, engine, settings)
+    for kind in ("ChatRequest", "CompletionRequest"):
+        app.openapi()["components"]["schemas"][kind]["properties"]["model"]["enum"] = [settings.name]
     return app
 
 
