@@ -17,9 +17,16 @@ CHECKS = (
     "unsupported_method",
 )
 
-FLAGS = (
-    "--max-examples 40 --phases examples,coverage,fuzzing --seed 1 --continue-on-failure --no-color".split()
-)
+FLAGS = [
+    "--max-examples",
+    "40",
+    "--phases",
+    "examples,coverage,fuzzing",
+    "--seed",
+    "1",
+    "--continue-on-failure",
+    "--no-color",
+]
 # A request may give itself too little time.
 CONFIG = """[checks]
 not_a_server_error.expected-statuses = ["2xx", "3xx", "4xx", "504"]

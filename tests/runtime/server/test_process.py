@@ -13,7 +13,18 @@ import pytest
 
 LONG = {"model": "tiny", "prompt": "hello", "temperature": 0, "logit_bias": {"1": -100}, "max_tokens": 4000}
 
-FLAGS = "--name tiny --json --port 0 --threads 1 --ignore-position-limit --max-tokens 1000000".split()
+FLAGS = [
+    "--name",
+    "tiny",
+    "--json",
+    "--port",
+    "0",
+    "--threads",
+    "1",
+    "--ignore-position-limit",
+    "--max-tokens",
+    "1000000",
+]
 
 
 @pytest.fixture
