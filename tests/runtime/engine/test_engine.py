@@ -143,6 +143,7 @@ def test_keys_share_fairly_whoever_asks_more(make, ask, collected):
     assert max(ends.index(number) for number in modest) < 8
 
 
+@pytest.mark.slow
 def test_ten_thousand_queued_requests_all_end(make, ask, alone, collected):
     engine = make(slots=32, queue=20_000, chunk=16, prefill_budget=64)
     requests = {seed: ask(seed, prompt=(seed % 13, seed % 7), max_tokens=1 + seed % 3) for seed in range(97)}
