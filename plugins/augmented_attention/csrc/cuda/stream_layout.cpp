@@ -81,7 +81,7 @@ Layout make_stream_layout(const Call& call, const Device& device) {
   if (!serves(call)) return {};
   const int all = (call.value_dim + kPassColumns - 1) / kPassColumns;
   int passes = 1;
-  const bool sweeps = call.heads / call.shared * call.nodes <= kMostRows && (!has_state(call.settings) || most_folds(call) <= kMostRows);
+  const bool sweeps = call.heads / call.shared * call.nodes <= kMostRows;
   if (sweeps && call.slice) passes = std::min(call.slice / kPassColumns, all);
   while (sweeps && !call.slice && passes < all && call.batch * call.shared * ((all + 2 * passes - 1) / (2 * passes)) >= kWaves * device.processors)
     passes *= 2;

@@ -202,6 +202,18 @@ __device__ void list_folds(const Stream<T>& s, int start, int rows) {
   sync_block();
 }
 
+// Fold more rows than have room for their features into a later pass of S: a group that closes.
+template <int kSteps, typename T>
+__device__ void fold_again(const Stream<T>& s, int pass, Held<kSteps>& held) {
+  for (int start = s.plan.fold; start < s.plan.fold_end; start += s.layout.fold_tile) {
+    const int rows = least(s.layout.fold_tile, s.plan.fold_end - start);
+    sync_block();
+    list_folds(s, start, rows);
+    map_rows(s, QueryTile{0, 0, s.call.nodes, 0}, rows);
+    fold_rows(s, pass, rows, held);
+  }
+}
+
 template <int kSteps, typename T>
 __device__ void stream(const Call& call, const Layout& layout, int ring) {
   pass_unused(call);
@@ -241,7 +253,10 @@ __device__ void stream(const Call& call, const Layout& layout, int ring) {
     for (int pass = 0; pass < layout.passes; ++pass) {
       if (fresh && s.has_map()) {
         if (pass) load_state(s, pass, held);
-        fold_rows(s, pass, folds, held);
+        if (pass && start > s.plan.fold)
+          fold_again(s, pass, held);
+        else
+          fold_rows(s, pass, folds, held);
         if (in_place ? folds_now && s.tables.flags[1] : y == 0) store_state(s, pass, held);
       }
       float sum[4][4] = {};
