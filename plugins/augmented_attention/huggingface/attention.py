@@ -160,11 +160,19 @@ class Implementation:
         attend: Callable[..., Tensor] = whole_text if layer is None else layer.attend
         return attend(operator, query, key, value, factor, valid).transpose(1, 2).contiguous(), None
 
-    def mask(self, *, q_length: int, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
+    def mask(
+        self,
+        *,
+        q_length: int | None = None,
+        cache_position: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor | None:
         """The mask that the layers are given; called by transformers once per forward and kind of mask.
 
         Args:
             q_length: T.
+            cache_position: ``[T]``, instead of `q_length`, from transformers before 5.8.
             attention_mask: ``[B, N]`` bool, False at padding, or None.
             kwargs: the rest of ``masking_utils.sdpa_mask``'s arguments.
 
@@ -174,12 +182,19 @@ class Implementation:
         Raises:
             InputError: for packed texts or masks that are not causal.
         """
+        rows: dict[str, Any] = {"q_length": q_length}
+        if cache_position is not None:
+            rows, q_length = {"cache_position": cache_position}, len(cache_position)
+            kwargs.setdefault("q_offset", int(cache_position[0]))
+        assert q_length is not None
         for_cross_attention = bool(kwargs.get("allow_is_bidirectional_skip", False))
         if not for_cross_attention:
             _refuse_custom(q_length, kwargs)
         if for_cross_attention or self.hybrid or in_softmax_mode():
             make = sdpa_mask if self.softmax == "sdpa" else eager_mask
-            return make(q_length=q_length, attention_mask=attention_mask, **kwargs)
+            if cache_position is not None:
+                del kwargs["q_offset"]
+            return make(**rows, attention_mask=attention_mask, **kwargs)
         return token_columns(attention_mask, q_length)
 
     def register(self) -> str:

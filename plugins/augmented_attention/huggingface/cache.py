@@ -108,14 +108,13 @@ class StateLayer(FixedSizeLayer):
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last ``-tokens_to_remove`` columns.
 
+        A positive number is how many to keep, as transformers before 5.17 asks.
+
         Raises:
-            InputError: when they were committed already, or `tokens_to_remove` is positive.
+            InputError: when they were committed already.
         """
         if tokens_to_remove > 0:
-            raise InputError(
-                f"crop({tokens_to_remove}): the number of tokens to remove must be negative",
-                hint="Pass -n to remove n.",
-            )
+            tokens_to_remove = min(0, tokens_to_remove - self.columns)
         target = self.columns + tokens_to_remove
         while self._held is not None and target < self.columns - self._held.valid.shape[1]:
             if not self._undo:

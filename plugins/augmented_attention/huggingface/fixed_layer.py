@@ -26,6 +26,10 @@ class FixedSizeLayer(CacheLayerMixin):
         """No maximum."""
         return -1
 
+    def get_max_cache_shape(self) -> int:
+        """The same, as transformers before 5.17 asks."""
+        return -1
+
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Pick rows for beam search: ``beam_idx [B']``."""
         self._rows(lambda x: x.index_select(0, beam_idx.to(x.device)))

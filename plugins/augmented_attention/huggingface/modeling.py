@@ -62,7 +62,8 @@ class _LinearConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """As the base, with the reference to the code beside it."""
-        return {**super().to_dict(), "auto_map": auto_map(str(self.lineahead.get("base_class")))}  # type: ignore[misc]
+        own = getattr(self, "lineahead", {})  # transformers makes an empty config to compare with
+        return {**super().to_dict(), "auto_map": auto_map(str(own.get("base_class")))}  # type: ignore[misc]
 
 
 class _LinearModel:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import GenerationConfig
+from transformers import DynamicCache, GenerationConfig
 from transformers.generation.utils import GenerateDecoderOnlyOutput, GenerationMixin
 from transformers.utils.hub import cached_file
 
@@ -95,6 +95,8 @@ class _Loop:
         self.hidden: Tensor | None = None
 
     def run(self, ids: Tensor, propose: Propose, most: int) -> Any:
+        if self.cache is None:  # transformers 5.0 leaves it to the first call
+            self.cache = DynamicCache(config=self.model.config)
         if not hasattr(self.cache, "crop"):
             raise ValueError(f"the cache ({type(self.cache).__name__}) cannot forget rejected drafts")
         if self.mask is None:

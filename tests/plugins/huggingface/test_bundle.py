@@ -83,6 +83,29 @@ def test_the_file_imports_torch_and_transformers_only():
     assert roots - set(sys.stdlib_module_names) == {"torch", "transformers"}
 
 
+def test_the_file_opens_no_connection_and_runs_no_text():
+    """What it imports, and calls by bare name: nothing that reaches the network, a shell or a pickle."""
+    tree = ast.parse(bundle())
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    roots = {name.split(".")[0] for name in imported}
+    assert not roots & {
+        "socket",
+        "ssl",
+        "http",
+        "urllib",
+        "ftplib",
+        "subprocess",
+        "pickle",
+        "marshal",
+        "ctypes",
+    }
+    called = {ast.unparse(node.func): node for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    assert not set(called) & {"exec", "eval", "compile", "__import__", "os.system", "os.popen", "torch.load"}
+    named = [node for name, node in called.items() if name.endswith("import_module")]
+    assert all(isinstance(node.args[0], ast.Constant) for node in named)
+
+
 def test_each_thing_is_written_once_and_always_the_same():
     text = bundle()
     names = [node.name for node in ast.parse(text).body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]

@@ -76,11 +76,15 @@ def test_recording_undoes_whole_calls(settings, linear_model, tokens, full_pass,
     close(feed(model, cache, ids[:, 35:60]), full_pass(model, ids)[:, 35:])
 
 
-def test_crop_takes_negative_numbers_only(settings, linear_model, tokens, feed):
-    cache = DynamicCache()
-    feed(linear_model(settings), cache, tokens(1, 9))
-    with pytest.raises(InputError, match="negative"):
-        cache.crop(4)
+def test_crop_to_a_length_as_older_transformers_ask(settings, linear_model, tokens, full_pass, feed):
+    model, ids, cache = linear_model(settings), tokens(1, 60), DynamicCache()
+    feed(model, cache, ids[:, :40])
+    layer = cache.layers[0]
+    for one in cache.layers:
+        one.crop(99)  # no more than there is
+        one.crop(35)
+    assert layer.get_seq_length() == 35
+    close(feed(model, cache, ids[:, 35:]), full_pass(model, ids)[:, 35:])
 
 
 def test_padding_can_be_rolled_back_over(settings, linear_model, tokens, full_pass, feed):
