@@ -133,11 +133,13 @@ class Session(ABC):
         info: what is running.
         identity: gives the hash of the model that a saved state belongs to (computed when first asked for).
         chunk: prompt tokens that a call takes best.
+        most_rows: sequences that it can hold at once; None for any number.
     """
 
     info: SessionInfo
     identity: Callable[[], str]
     chunk: int = 256
+    most_rows: int | None = None
 
     @property
     @abstractmethod

@@ -19,7 +19,7 @@ from lineahead.plugins.tensorrt.record import Bucket
 from lineahead.runtime.artifact import Artifact
 from lineahead.runtime.backends.trt_memory import Memory, carried_tensors
 from lineahead.runtime.backends.trt_steps import Array, DeviceOutput, Results, Served, Step
-from lineahead.runtime.session import Ints, Session, SessionInfo, StepInput, StepOutput, check
+from lineahead.runtime.session import Ints, RowState, Session, SessionInfo, StepInput, StepOutput, check
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +54,7 @@ class TensorRTSession(Session):
         self._carried = carried_tensors(tensors)
         self._widths = tensors[LOGITS].shape[-1], tensors[HIDDEN_STATES].shape[-1]
         self._batches = sorted({bucket.batch for one in engines for bucket in one.buckets})
+        self.most_rows = self._batches[-1]
         self.chunk = max(bucket.nodes for one in engines for bucket in one.buckets)
         self._memories: dict[int, Memory] = {}
         self._results: dict[tuple[int, int], Results] = {}
@@ -199,6 +200,28 @@ class TensorRTSession(Session):
         memory.take(self._memory, rows)
         self._memory = memory
         self._length = np.where(pick < 0, 0, self._length[np.maximum(pick, 0)])
+
+    def sibling(self) -> "TensorRTSession":
+        """Another state of the same engines; as :meth:`Session.sibling`."""
+        return TensorRTSession(
+            self._engines, self._device, identity=self.identity, choice=self._choice, info=self.info
+        )
+
+    def take(self, row: int) -> RowState:
+        """A copy of one row on the host, bytes of the engine's types; as :meth:`Session.take`."""
+        tensors = self._memory.read_row(row)
+        return RowState(
+            length=int(self._length[row]),
+            state={name: one for name, one in tensors.items() if not name.startswith("pending.")},
+            pending={name: one for name, one in tensors.items() if name.startswith("pending.")},
+            nodes=self._memory.nodes,
+        )
+
+    def place(self, row: int, saved: RowState) -> None:
+        """Replace one row; as :meth:`Session.place`."""
+        self._memory.write_row(row, {**saved.state, **saved.pending}, saved.nodes)
+        self._nodes = max(self._nodes, saved.nodes)
+        self._length[row] = saved.length
 
     def read_state(self) -> dict[str, Array]:
         """Copies of the committed state; half precisions are widened, so that any backend can load them."""

@@ -1,6 +1,6 @@
 """Where a TensorRT session's state lives: on the device, in place; pending rows in two sets that swap."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,6 +134,53 @@ class Memory:
                     self._device.copy(target + place * size, source + row * size, size)
             if other is self:
                 self._device.free(source)
+        self.nodes = nodes
+
+    def _bytes(self, one: Carried, nodes: int, batch: int = 1) -> tuple[int, ...]:
+        """Shape of rows of a tensor as bytes, nodes of its own axis counted."""
+        shape = one.sized(batch, nodes if one.is_pending else 0)
+        return (*shape[:-1], shape[-1] * BYTES[one.dtype])
+
+    def read_row(self, row: int) -> dict[str, Array]:
+        """One sequence's state and pending rows, as bytes without the batch axis."""
+        found = {}
+        for one in self._carried:
+            raw = np.zeros(self._bytes(one, self.nodes)[1:], np.uint8)
+            if raw.size:
+                self._device.download(raw.reshape(-1), self.address(one) + row * raw.size)
+            found[one.past] = raw
+        return found
+
+    def write_row(self, row: int, tensors: Mapping[str, Array], nodes: int) -> None:
+        """Replace one sequence by what :meth:`read_row` gave; what `tensors` lack is zero.
+
+        Args:
+            row: which.
+            tensors: of a memory with the same tensors.
+            nodes: pending rows in them; all sequences get so many, when they have fewer.
+        """
+        if nodes > self.nodes:
+            self._widen(nodes)
+        for one in self._carried:
+            raw = np.zeros(self._bytes(one, self.nodes)[1:], np.uint8)
+            if one.past in tensors:
+                raw[tuple(map(slice, tensors[one.past].shape))] = tensors[one.past]
+            if raw.size:
+                self._device.upload(self.address(one) + row * raw.size, raw.reshape(-1))
+                self._device.synchronize()
+
+    def _widen(self, nodes: int) -> None:
+        """Give every sequence more pending rows; those that are there stay."""
+        for one in self._carried:
+            if not one.is_pending:
+                continue
+            wider = np.zeros(self._bytes(one, nodes, self.batch), np.uint8)
+            held = np.zeros(self._bytes(one, self.nodes, self.batch), np.uint8)
+            if held.size:
+                self._device.download(held.reshape(-1), self.address(one))
+                wider[tuple(map(slice, held.shape))] = held
+            self._device.upload(self.address(one), wider.reshape(-1))
+            self._device.synchronize()
         self.nodes = nodes
 
     def read(self, rows: int) -> dict[str, Array]:

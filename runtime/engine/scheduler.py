@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
-from lineahead.errors import BackendError, LineaheadError
+from lineahead.errors import BackendError, InputError, LineaheadError
 from lineahead.runtime.drafters import Drafter, NoDrafter
 from lineahead.runtime.engine.batch_governor import BatchGovernor
 from lineahead.runtime.engine.fair_queue import FairQueue
@@ -56,12 +56,22 @@ class Scheduler:
             config: sizes.
             drafter: what proposes.
             observer: who is told about times.
+
+        Raises:
+            InputError: when the session cannot hold so many sequences.
+            BackendError: when it cannot move single rows.
         """
+        if session.most_rows is not None and config.slots > session.most_rows:
+            raise InputError(
+                f"{config.slots} slots, but this model was built for {session.most_rows} sequences at once",
+                hint=f"Use --slots {session.most_rows}, or build it for more.",
+            )
+        chunk = min(config.chunk, session.chunk)
         self._make_row, self._config, self._observer = make_row, config, observer or Observer()
         used = drafter or NoDrafter()
         self.governor = BatchGovernor(used.max_nodes) if config.governed and used.max_nodes else None
-        self.cache = PrefixCache(config.prefix_cache_bytes, grain=config.chunk)
-        self.lane = Lane(session.sibling(), self.cache, chunk=config.chunk)
+        self.cache = PrefixCache(config.prefix_cache_bytes, grain=chunk)
+        self.lane = Lane(session.sibling(), self.cache, chunk=chunk)
         self.batch = Decoder(session, used, governor=self.governor, isolate=True)
         self.queue: FairQueue[Job] = FairQueue()
         self.finished: Counter[str] = Counter()

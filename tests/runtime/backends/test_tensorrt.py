@@ -263,3 +263,46 @@ def test_what_a_chain_is():
     assert not judged((-1, 0, 0))
     assert not judged((-1, 0, 1, 1), spare=1)
     assert not judged((-1, 0, 1, 0))
+
+
+def test_the_serving_engine_decodes_on_it_as_alone(artifact, opened):
+    import threading
+
+    from lineahead.errors import InputError
+    from lineahead.runtime.drafters import LookupDrafter
+    from lineahead.runtime.engine import Engine, EngineConfig, Request
+    from lineahead.runtime.generate import Generator
+    from lineahead.runtime.sampling import SamplingParams
+    from lineahead.runtime.tokenizer import Tokenizer
+
+    found = read_artifact(artifact)
+    generator = Generator(
+        found, opened("fp32").sibling(), Tokenizer(found.folder), LookupDrafter(max_nodes=3)
+    )
+    random = np.random.default_rng(4)
+    system = random.integers(2, 258, 50).tolist()
+    requests = [
+        Request(
+            tokens=(*system[: 50 * (i % 2)], *random.integers(2, 258, 5 + 9 * i).tolist()),
+            params=SamplingParams(max_tokens=12, temperature=0.5 * (i % 3), seed=i, ignore_eos=True),
+        )
+        for i in range(9)
+    ]
+    expected = [generator.generate([one.tokens], [one.params])[0].tokens for one in requests]
+    with pytest.raises(InputError, match="built for 4 sequences"):
+        Engine(generator, config=EngineConfig(slots=5))
+    engine = Engine(generator, config=EngineConfig(slots=4, chunk=16, prefill_budget=16, governed=False))
+    texts, left = {}, threading.Semaphore(0)
+
+    def sink(delta):
+        texts.setdefault(delta.request, []).extend(delta.tokens)
+        if delta.finish:
+            left.release()
+
+    numbers = [engine.post(one, sink) for one in requests]
+    engine.start()
+    assert all(left.acquire(timeout=60) for _ in numbers)
+    engine.close()
+    assert [tuple(texts[number]) for number in numbers] == expected
+    assert engine.statistics().cached_tokens > 0
+    assert engine.statistics().failed_steps == 0
