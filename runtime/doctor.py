@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Literal
 
+from lineahead.errors import BackendError
+from lineahead.plugins import library
 from lineahead.plugins.augmented_attention import native
 
 Status = Literal["ok", "note", "problem"]
@@ -72,6 +74,7 @@ def examine_environment() -> list[Finding]:
         _cuda_driver(),
         _cuda_compiler(),
         _tensorrt(),
+        _plugin_library(),
     ]
 
 
@@ -174,6 +177,23 @@ def _cuda_compiler() -> Finding:
     if path is None:
         return Finding(check="CUDA compiler", status="note", detail="no nvcc: no plugin build")
     return Finding(check="CUDA compiler", status="ok", detail=path)
+
+
+def _plugin_library() -> Finding:
+    """The operator as a TensorRT plugin: what is built for the headers that are found."""
+    check = "TensorRT plugin"
+    try:
+        headers = library.find_headers()
+        path = library.cached(headers)
+        if not path.is_file():
+            detail = f"not built for TensorRT {headers.version}"
+            return Finding(check=check, status="note", detail=detail, cure="lineahead plugin build")
+        found = library.describe(path)
+    except BackendError as error:
+        return Finding(check=check, status="note", detail=str(error), cure=error.hint)
+    built = found["build"]
+    name = f"{found['name']} {found['version']}, sources {built['source_hash'][:12]}"
+    return Finding(check=check, status="ok", detail=f"{name}, TensorRT {built['tensorrt']}: {path}")
 
 
 def _tensorrt() -> Finding:

@@ -27,6 +27,7 @@ load("operator_two_sided", "two_sided.py")
 load("operator_kernel_call", "gpu/kernel_call.py")
 load("operator_kernel_build", "gpu/emulated_build.py")
 load("operator_kernel_cases", "gpu/kernel_cases.py")
+load("operator_plugin_call", "gpu/plugin_call.py")
 if importlib.util.find_spec("onnx") and importlib.util.find_spec("onnxruntime"):
     load("native_model", "native_model.py")
 

@@ -1,4 +1,4 @@
-"""The TensorRT plugin library on a CPU: the adapter over the emulated kernels, called as TensorRT calls it."""
+"""The TensorRT plugin library on a CPU: the adapter over emulated kernels, called as TensorRT calls it."""
 
 import ctypes
 import importlib.util
@@ -51,7 +51,7 @@ def numpy_field(kind, value):
     return FIELD_TYPES[kind], np.array([value], dtype), 1
 
 
-class Refusal(Exception):
+class RefusedError(Exception):
     """The plugin said no."""
 
 
@@ -75,7 +75,7 @@ class PluginLibrary:
 
     def made(self, handle):
         if not handle:
-            raise Refusal(self.messages())
+            raise RefusedError(self.messages())
         return ctypes.c_void_p(handle)
 
     def create(self, fields, kinds=None):
@@ -117,22 +117,22 @@ class PluginLibrary:
         ports = self.cast(ports)
         described = self.described(ports)
         if announced and self.c.announce(plugin, *described):
-            raise Refusal(self.messages())
+            raise RefusedError(self.messages())
         workspace = torch.full((self.c.workspace_size(plugin, *described) // 4,), torch.nan)
         inputs = (ctypes.c_void_p * len(INPUTS))(*(ports[name].data_ptr() for name in INPUTS))
         outputs = (ctypes.c_void_p * len(OUTPUTS))(*(out[name].data_ptr() for name in OUTPUTS))
         if self.c.enqueue(plugin, *described, inputs, outputs, ctypes.c_void_p(workspace.data_ptr())):
-            raise Refusal(self.messages())
+            raise RefusedError(self.messages())
 
     def aliases(self, plugin):
         """Outputs that share an input's buffer, by name."""
         pairs = {name: self.c.aliased_input(plugin, i) for i, name in enumerate(OUTPUTS)}
         return {name: INPUTS[i] for name, i in pairs.items() if i >= 0}
 
-    def step(self, ports, settings, scale, *, in_place=False, value_slice=0):
+    def step(self, ports, settings, scale, *, in_place=False, value_slice=0, variant=0, chain=False):
         """Outputs by name, from a plugin that was serialized, read back and attached to a context."""
-        del value_slice
-        first = self.create(tensorrt.attributes(settings, scale))
+        del value_slice, variant
+        first = self.create(tensorrt.attributes(settings, scale, chain=chain))
         second = self.reload(first)
         plugin = self.attach(second)
         q, k, v = (ports[name] for name in ("query", "key", "value"))
