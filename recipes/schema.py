@@ -244,10 +244,16 @@ class ClassifyStage(_Stage):
 
 
 class Draft(Part):
-    """Medusa heads: head k predicts the token k + 2 places ahead from the hidden state.
+    """A draft: Medusa heads, or a recurrent block.
+
+    Medusa's head k predicts the token k + 2 places ahead from the hidden state alone; the recurrent draft goes
+    ahead step by step, each step with the token before it.
 
     Attributes:
-        heads: K.
+        kind: ``medusa`` or ``recurrent``.
+        heads: K; for a recurrent draft the steps that it is trained to go ahead.
+        width: inner width of a recurrent block; 0 for 8/3 of the hidden size.
+        blocks: how many of them.
         vocabulary: how many of the most frequent tokens the heads can propose; 0 for all.
         top: candidates per head that the draft graph returns.
         samples: the converted model's own text, on which the heads are trained.
@@ -258,10 +264,13 @@ class Draft(Part):
         held_out: fraction of the sequences on which accuracy is measured.
         seed: the recipe's when None.
 
-    Source: Cai et al., 2024, arXiv:2401.10774, sections 2.1 and 3.1.
+    Source: Cai et al., 2024, arXiv:2401.10774, sections 2.1 and 3.1; Zhang et al., 2024, arXiv:2403.09919.
     """
 
+    kind: Literal["medusa", "recurrent"] = "medusa"
     heads: PositiveInt = 4
+    width: NonNegativeInt = 0
+    blocks: PositiveInt = 1
     vocabulary: NonNegativeInt = 8192
     top: PositiveInt = 8
     samples: Samples = Samples(tokens=65536, sequence_length=256)

@@ -60,6 +60,14 @@ class Artifact:
         """Whether draft heads were exported."""
         return (self.folder / "onnx" / "draft.onnx").is_file()
 
+    @property
+    def draft_kind(self) -> str | None:
+        """``medusa`` or ``recurrent``; None when no draft was exported."""
+        if not self.has_draft:
+            return None
+        file = self.folder / "draft" / CONFIG
+        return str(_read(file).get("model_type", "medusa")) if file.is_file() else "medusa"
+
     def draft_graph(self) -> Path:
         """The draft heads' ONNX file.
 

@@ -64,9 +64,7 @@ def answer(folder: Path, *, precision: str = "int4", tokens: int = 160) -> Itera
     """Stream the first prompt and its answer, decoded with the heads where there are any."""
     generator = Generator.load(folder, precision=precision)
     chat = generator.tokenizer.template is not None
-    drafter = open_drafter(
-        generator.artifact, "medusa" if generator.artifact.has_draft else "lookup", nodes=5
-    )
+    drafter = open_drafter(generator.artifact, "auto", nodes=5)
     yield (QUESTIONS if chat else OPENINGS)[0] + ("\n\n" if chat else "")
     params = SamplingParams(max_tokens=tokens)
     for event in generator.stream(prompts(generator)[:1], params, drafter=drafter):
@@ -107,8 +105,9 @@ def _speeds(
     progress: Callable[[str], None],
 ) -> list[Row]:
     drafters: dict[str, Drafter] = {"lookup": LookupDrafter(max_nodes=draft_nodes)}
-    if generator.artifact.has_draft:
-        drafters["medusa"] = open_drafter(generator.artifact, "medusa", nodes=draft_nodes)
+    if (kind := generator.artifact.draft_kind) is not None:
+        drafters[kind] = open_drafter(generator.artifact, kind, nodes=draft_nodes)
+        drafters["auto"] = open_drafter(generator.artifact, "auto", nodes=draft_nodes)
     plain, found = speculation(
         generator,
         prompts(generator),

@@ -11,7 +11,9 @@ from lineahead.runtime.acceptance import Acceptance, lossless
 from lineahead.runtime.artifact import Artifact, read_artifact
 from lineahead.runtime.backends.ort_library import Provider
 from lineahead.runtime.drafters import Drafter, LookupDrafter, NoDrafter
+from lineahead.runtime.drafters.combined import CombinedDrafter
 from lineahead.runtime.drafters.medusa import MedusaDrafter, Shape
+from lineahead.runtime.drafters.recurrent import RecurrentDrafter
 from lineahead.runtime.governor import Governor
 from lineahead.runtime.row import Finish, Row
 from lineahead.runtime.sampling import SamplingParams, stream
@@ -21,7 +23,7 @@ from lineahead.runtime.statistics import Statistics
 from lineahead.runtime.tokenizer import TextStream, Tokenizer
 
 Prompt = str | Sequence[int]
-DRAFTERS = ("none", "lookup", "medusa")
+DRAFTERS = ("none", "lookup", "medusa", "recurrent", "auto")
 BACKENDS = ("onnxruntime", "eager", "tensorrt")
 
 
@@ -82,7 +84,7 @@ class Generator:
             folder: as written by ``lineahead convert`` and ``lineahead export``.
             backend: ``onnxruntime``, ``eager`` or ``tensorrt``.
             precision: ``fp32``, ``int8`` or ``int4`` on ONNX Runtime; else ``fp32``, ``fp16`` or ``bf16``.
-            drafter: ``none``, ``lookup`` or ``medusa``.
+            drafter: ``none``, ``lookup``, ``medusa``, ``recurrent``, or ``auto``: lookup and the artifact's own.
             draft_nodes: most nodes proposed per step.
             provider: ``cpu`` or ``cuda``.
             threads: threads of the backend; 0 lets it choose.
@@ -306,9 +308,28 @@ def open_drafter(
         return NoDrafter()
     if name == "lookup":
         return LookupDrafter(max_nodes=nodes)
-    if name == "medusa":
-        from lineahead.runtime.backends.ort_heads import OnnxRuntimeHeads
-
-        heads = OnnxRuntimeHeads(artifact.draft_graph(), provider=provider)
-        return MedusaDrafter(heads, max_nodes=nodes, shape=shape)
+    if name == "auto":
+        lookup = LookupDrafter(max_nodes=nodes)
+        kind = artifact.draft_kind
+        return lookup if kind is None else CombinedDrafter(lookup, _trained(artifact, kind, nodes, shape, provider))
+    if name in ("medusa", "recurrent"):
+        return _trained(artifact, name, nodes, shape, provider)
     raise InputError(f"unknown drafter {name!r}", hint=f"Choose one of: {', '.join(DRAFTERS)}.")
+
+
+def _trained(artifact: Artifact, kind: str, nodes: int, shape: Shape, provider: Provider) -> Drafter:
+    """The draft in the artifact, which must be of that kind."""
+    graph = artifact.draft_graph()
+    if artifact.draft_kind != kind:
+        raise InputError(
+            f"{artifact.folder}: its draft is {artifact.draft_kind!r}, not {kind!r}",
+            hint=f"Use --speculate {artifact.draft_kind} or auto, or train another: lineahead draft.",
+        )
+    if kind == "recurrent":
+        from lineahead.runtime.backends.ort_recurrent import OnnxRuntimeRecurrent
+
+        stepper = OnnxRuntimeRecurrent(graph, provider=provider)
+        return RecurrentDrafter(stepper, max_nodes=nodes, branches=1 if shape == "chain" else 4)
+    from lineahead.runtime.backends.ort_heads import OnnxRuntimeHeads
+
+    return MedusaDrafter(OnnxRuntimeHeads(graph, provider=provider), max_nodes=nodes, shape=shape)

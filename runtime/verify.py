@@ -8,6 +8,7 @@ import numpy as np
 
 from lineahead.errors import InputError
 from lineahead.runtime.drafters import Drafter, LookupDrafter, NoDrafter
+from lineahead.runtime.drafters.medusa import Shape
 from lineahead.runtime.drafters.recorded import RecordedDrafter
 from lineahead.runtime.generate import Generator, Prompt, open_drafter
 from lineahead.runtime.layout import triangle
@@ -165,9 +166,11 @@ def _drafters(
         ("tree", 1, recorded(1, 1000, depth=4, branches=3, hit_rate=0.8)),
         ("lookup", 1, same(LookupDrafter())),
     ]
-    if generator.artifact.has_draft:
-        found.append(("medusa chain", 1, same(open_drafter(generator.artifact, "medusa", shape="chain"))))
-        found.append(("medusa tree", 1, same(open_drafter(generator.artifact, "medusa"))))
+    if (kind := generator.artifact.draft_kind) is not None:
+        for shape in ("chain", "tree"):
+            wanted: Shape = "chain" if shape == "chain" else "adaptive"
+            found.append((f"{kind} {shape}", 1, same(open_drafter(generator.artifact, kind, shape=wanted))))
+        found.append(("auto", 1, same(open_drafter(generator.artifact, "auto"))))
     if batch > 1 and len(texts) > 1:
         found.append(("tree, batched", batch, recorded(batch, 2000, depth=4, branches=2, hit_rate=0.7)))
     return found

@@ -1,20 +1,16 @@
 """Medusa heads: one residual block per head on the shared LM head, restricted to frequent tokens."""
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from lineahead.errors import ArtifactError
-from lineahead.recipes.files import replacing, write_text
+from lineahead.convert.drafts.stored import FOLDER, damaged, read_draft, save_draft
 
-FOLDER, WEIGHTS, CONFIG = "draft", "model.safetensors", "config.json"
+KIND = "medusa"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,15 +87,7 @@ def save_heads(heads: MedusaHeads, artifact: Path) -> Path:
     Raises:
         StorageError: when it cannot be written.
     """
-    folder = artifact / FOLDER
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in heads.state_dict().items()}
-    with replacing(folder) as temporary:
-        temporary.mkdir()
-        save_file(tensors, temporary / WEIGHTS)
-        write_text(
-            temporary / CONFIG, json.dumps({"model_type": "medusa", **asdict(heads.config)}, indent=2) + "\n"
-        )
-    return folder
+    return save_draft(artifact, KIND, asdict(heads.config), heads.state_dict())
 
 
 def load_heads(artifact: Path) -> MedusaHeads:
@@ -108,20 +96,10 @@ def load_heads(artifact: Path) -> MedusaHeads:
     Raises:
         ArtifactError: when there are none, or they are damaged.
     """
-    folder = artifact / FOLDER
+    config, tensors = read_draft(artifact, KIND)
     try:
-        data = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        if data.pop("model_type") != "medusa":
-            raise ValueError("model_type is not 'medusa'")
-        tensors = load_file(folder / WEIGHTS)
-        heads = MedusaHeads(MedusaConfig(**data), tensors["token_ids"])
+        heads = MedusaHeads(MedusaConfig(**config), tensors["token_ids"])
         heads.load_state_dict(tensors)
-    except FileNotFoundError as error:
-        raise ArtifactError(
-            f"{folder}: no draft heads", hint=f"Train some: lineahead draft {artifact}."
-        ) from error
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ArtifactError(
-            f"{folder}: damaged draft heads: {error}", hint="Train them again: lineahead draft."
-        ) from error
+    except (TypeError, KeyError, RuntimeError) as error:
+        raise damaged(artifact / FOLDER, error) from error
     return heads.eval()

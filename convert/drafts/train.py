@@ -1,10 +1,9 @@
-"""Training of Medusa heads on the linear model's own text, from cached hidden states."""
+"""Training of a draft on the linear model's own text, from cached hidden states; Medusa heads here."""
 
 import json
 import logging
 import math
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,9 +12,13 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from lineahead.convert.checkpoint import load_artifact
+from lineahead.convert.drafts.accuracy import Accuracy, frequent_tokens
 from lineahead.convert.drafts.hidden import read_hidden, write_hidden
-from lineahead.convert.drafts.medusa import FOLDER, MedusaConfig, MedusaHeads, head_rows, save_heads
+from lineahead.convert.drafts.medusa import MedusaConfig, MedusaHeads, head_rows, save_heads
+from lineahead.convert.drafts.recurrent import save_recurrent
 from lineahead.convert.drafts.self_data import sample_tokens
+from lineahead.convert.drafts.stored import FOLDER
+from lineahead.convert.drafts.train_recurrent import train_recurrent
 from lineahead.convert.training import checkpoint
 from lineahead.convert.training.data import Tokens
 from lineahead.convert.training.devices import accelerate_on
@@ -74,9 +77,16 @@ def train_draft(
         folder=work / "hidden",
         progress=progress,
     )
-    heads, accuracy = train_heads(model, *read_hidden(shards), draft, seed=seed, progress=progress)
-    save_heads(heads, artifact)
-    manifest = _record(artifact, draft, heads, tokens, accuracy)
+    hidden, ids = read_hidden(shards)
+    if draft.kind == "recurrent":
+        made, accuracy = train_recurrent(model, hidden, ids, draft, seed=seed, progress=progress)
+        save_recurrent(made, artifact)
+        vocabulary = made.config.vocabulary
+    else:
+        heads, accuracy = train_heads(model, hidden, ids, draft, seed=seed, progress=progress)
+        save_heads(heads, artifact)
+        vocabulary = heads.config.vocabulary
+    manifest = _record(artifact, draft, vocabulary, tokens, accuracy)
     shutil.rmtree(work, ignore_errors=True)
     return manifest
 
@@ -100,15 +110,13 @@ def _workspace(artifact: Path, draft: Draft, seed: int) -> Path:
     return folder
 
 
-def _record(
-    artifact: Path, draft: Draft, heads: MedusaHeads, tokens: Tokens, accuracy: "Accuracy"
-) -> Manifest:
+def _record(artifact: Path, draft: Draft, vocabulary: int, tokens: Tokens, accuracy: Accuracy) -> Manifest:
     manifest = read_manifest(artifact)
     record = Record(
         folder=FOLDER,
-        kind="medusa",
+        kind=draft.kind,
         heads=draft.heads,
-        vocabulary=heads.config.vocabulary,
+        vocabulary=vocabulary,
         tokens=len(tokens.ids),
         data_hash=tokens.digest,
         top1=accuracy.top1,
@@ -118,22 +126,6 @@ def _record(
     manifest = manifest.model_copy(update={"drafts": (record,), "exports": kept})
     write_manifest(artifact, manifest)
     return manifest
-
-
-@dataclass(frozen=True, kw_only=True)
-class Accuracy:
-    """How often the right token is the first, or among the first five, of each head, on held-out text."""
-
-    top1: tuple[float, ...]
-    top5: tuple[float, ...]
-
-
-def frequent_tokens(tokens: Tensor, vocabulary: int, vocab_size: int) -> Tensor:
-    """The ids of the `vocabulary` most frequent tokens (0: all), ascending; the lower id wins a tie."""
-    if vocabulary in (0, vocab_size) or vocabulary > vocab_size:
-        return torch.arange(vocab_size)
-    counts = torch.bincount(tokens.flatten(), minlength=vocab_size)
-    return counts.argsort(descending=True, stable=True)[:vocabulary].sort().values
 
 
 def head_targets(tokens: Tensor, token_ids: Tensor, heads: int, vocab_size: int) -> Tensor:

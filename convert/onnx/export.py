@@ -13,10 +13,12 @@ import onnx
 import torch
 
 from lineahead.convert.checkpoint import load_model
+from lineahead.convert.drafts.stored import draft_kind
 from lineahead.convert.onnx.draft import export_draft
 from lineahead.convert.onnx.graph import OPSET, save, trace
 from lineahead.convert.onnx.parity import Parity, compare_in_subprocess
 from lineahead.convert.onnx.quantize import BITS, quantize_file
+from lineahead.convert.onnx.recurrent_draft import export_recurrent
 from lineahead.errors import ExportError, LineaheadError, ParityError
 from lineahead.plugins.augmented_attention.huggingface.modeling import layers_of
 from lineahead.plugins.augmented_attention.huggingface.step_model import StepModel
@@ -69,7 +71,8 @@ def export_onnx(
         written = [] if not precisions else _verifiers(artifact, staging, precisions, opset, report)
         if draft or (draft is None and (artifact / "draft").is_dir()):
             report("draft graph")
-            written.append(export_draft(artifact, staging / "draft.onnx", opset=opset))
+            export_it = export_recurrent if draft_kind(artifact) == "recurrent" else export_draft
+            written.append(export_it(artifact, staging / "draft.onnx", opset=opset))
         records = tuple(_publish(staging, artifact / FOLDER, record) for record in written)
     _record(artifact, records)
     return records
