@@ -246,8 +246,8 @@ class ClassifyStage(_Stage):
 class Draft(Part):
     """A draft: Medusa heads, or a recurrent block.
 
-    Medusa's head k predicts the token k + 2 places ahead from the hidden state alone; the recurrent draft goes
-    ahead step by step, each step with the token before it.
+    Medusa's head k predicts the token k + 2 places ahead from the hidden state alone; the recurrent draft
+    goes ahead step by step, each step with the token before it.
 
     Attributes:
         kind: ``medusa`` or ``recurrent``.

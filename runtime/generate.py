@@ -84,7 +84,7 @@ class Generator:
             folder: as written by ``lineahead convert`` and ``lineahead export``.
             backend: ``onnxruntime``, ``eager`` or ``tensorrt``.
             precision: ``fp32``, ``int8`` or ``int4`` on ONNX Runtime; else ``fp32``, ``fp16`` or ``bf16``.
-            drafter: ``none``, ``lookup``, ``medusa``, ``recurrent``, or ``auto``: lookup and the artifact's own.
+            drafter: one of DRAFTERS; ``auto`` is lookup with the artifact's own draft.
             draft_nodes: most nodes proposed per step.
             provider: ``cpu`` or ``cuda``.
             threads: threads of the backend; 0 lets it choose.
@@ -311,7 +311,11 @@ def open_drafter(
     if name == "auto":
         lookup = LookupDrafter(max_nodes=nodes)
         kind = artifact.draft_kind
-        return lookup if kind is None else CombinedDrafter(lookup, _trained(artifact, kind, nodes, shape, provider))
+        return (
+            lookup
+            if kind is None
+            else CombinedDrafter(lookup, _trained(artifact, kind, nodes, shape, provider))
+        )
     if name in ("medusa", "recurrent"):
         return _trained(artifact, name, nodes, shape, provider)
     raise InputError(f"unknown drafter {name!r}", hint=f"Choose one of: {', '.join(DRAFTERS)}.")

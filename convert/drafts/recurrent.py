@@ -1,12 +1,14 @@
-"""The recurrent draft: one small block that guesses the model's next hidden state from this one and a token."""
+"""The recurrent draft: a small block that guesses the next hidden state from this one and a token."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import PreTrainedModel
 
 from lineahead.convert.drafts.stored import FOLDER, damaged, read_draft, save_draft
 
@@ -43,9 +45,9 @@ def unit(x: Tensor) -> Tensor:
 class RecurrentDraft(nn.Module):
     """``h' = norm(x + ffn(x))`` with ``x = A norm(h) + B norm(e)``: e embeds the token that follows h's.
 
-    h is the input of the LM head, so the model's own hidden state starts the recurrence and the LM head's rows
-    of frequent tokens read every step's result. Unlike heads that see the hidden state alone, every step knows
-    the tokens before it. No state outlives a proposal: rejection costs nothing here either.
+    h is the input of the LM head, so the model's own hidden state starts the recurrence and the LM head's
+    rows of frequent tokens read every step's result. Unlike heads that see the hidden state alone, every step
+    knows the tokens before it. No state outlives a proposal: rejection costs nothing here either.
 
     Attributes:
         fuse_hidden, fuse_token: ``[E, E]``, A and B.
@@ -109,6 +111,13 @@ class RecurrentDraft(nn.Module):
         guess = self.advance(hidden, table[tokens])
         best = (guess @ rows.t() + offsets).float().log_softmax(-1).topk(self.config.top)
         return guess, self.token_ids[best.indices], best.values
+
+
+def embedding_table(model: PreTrainedModel) -> Tensor:
+    """The model's token embeddings ``[V, E]``."""
+    embeddings: Any = model.get_input_embeddings()
+    table: Tensor = embeddings.weight
+    return table.detach()
 
 
 def save_recurrent(draft: RecurrentDraft, artifact: Path) -> Path:

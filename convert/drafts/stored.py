@@ -80,13 +80,9 @@ def _config(folder: Path) -> dict[str, Any]:
 
 def missing(folder: Path) -> ArtifactError:
     """For an artifact without a draft."""
-    return ArtifactError(
-        f"{folder}: no draft heads", hint=f"Train some: lineahead draft {folder.parent}."
-    )
+    return ArtifactError(f"{folder}: no draft heads", hint=f"Train some: lineahead draft {folder.parent}.")
 
 
 def damaged(folder: Path, error: Exception) -> ArtifactError:
     """For a draft that cannot be read."""
-    return ArtifactError(
-        f"{folder}: damaged draft heads: {error}", hint="Train them again: lineahead draft."
-    )
+    return ArtifactError(f"{folder}: damaged draft heads: {error}", hint="Train them again: lineahead draft.")

@@ -1,4 +1,4 @@
-"""Training of the recurrent draft: steps ahead on cached hidden states, towards the model's own distribution."""
+"""Training of the recurrent draft: steps ahead on cached hidden states, towards the model's distribution."""
 
 import math
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from lineahead.convert.drafts.accuracy import Accuracy, frequent_tokens
 from lineahead.convert.drafts.medusa import head_rows
-from lineahead.convert.drafts.recurrent import RecurrentConfig, RecurrentDraft
+from lineahead.convert.drafts.recurrent import RecurrentConfig, RecurrentDraft, embedding_table
 from lineahead.convert.training.loop import rate_factor
 from lineahead.convert.training.progress import Progress
 from lineahead.errors import TrainingError
@@ -23,8 +23,8 @@ def train_recurrent(
 ) -> tuple[RecurrentDraft, Accuracy]:
     """Train a draft whose every step is fed with its own guess and the text's next token.
 
-    The loss is the cross entropy with the model's distribution, over the draft's vocabulary, at the place that
-    the step guesses: what the model itself would say, known from its hidden state there.
+    The loss is the cross entropy with the model's distribution, over the draft's vocabulary, at the place
+    that the step guesses: what the model itself would say, known from its hidden state there.
 
     Args:
         model: whose embeddings and LM head are shared.
@@ -46,7 +46,7 @@ def train_recurrent(
             f"sequences of {length} tokens are too short for {draft.heads} steps",
             hint="Raise draft.samples.sequence_length.",
         )
-    table = model.get_input_embeddings().weight.detach()
+    table = embedding_table(model)
     token_ids = frequent_tokens(tokens, draft.vocabulary, model.get_output_embeddings().weight.shape[0])
     config = RecurrentConfig(
         hidden_size=width,
@@ -119,7 +119,7 @@ def _fit(task: _Task, hidden: Tensor, tokens: Tensor, draft: Draft, seed: int, p
             optimizer.zero_grad(set_to_none=True)
             with torch.autocast(task.device.type, torch.bfloat16, enabled=narrow):
                 loss = task.loss(hidden[part].to(task.device).float(), tokens[part].to(task.device))
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             value = float(loss.detach())
             if not math.isfinite(value):
                 raise TrainingError(
@@ -130,8 +130,6 @@ def _fit(task: _Task, hidden: Tensor, tokens: Tensor, draft: Draft, seed: int, p
             progress.advance(each * length, {"loss": value})
     finally:
         progress.finish()
-
-
 
 
 @torch.no_grad()

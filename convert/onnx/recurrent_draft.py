@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from lineahead.convert.checkpoint import load_model
 from lineahead.convert.drafts.medusa import head_rows
-from lineahead.convert.drafts.recurrent import RecurrentDraft, load_recurrent
+from lineahead.convert.drafts.recurrent import RecurrentDraft, embedding_table, load_recurrent
 from lineahead.convert.onnx.graph import IR_VERSION, save, strip_metadata
 from lineahead.convert.onnx.parity import scaled_error
 from lineahead.convert.onnx.quantize import quantize_file
@@ -42,8 +42,8 @@ class RecurrentGraph(nn.Module):
 
 def bound(draft: RecurrentDraft, model: PreTrainedModel) -> RecurrentGraph:
     """The graph's module for a model, float32, for inference."""
-    table = model.get_input_embeddings().weight.detach().float()
-    return RecurrentGraph(draft, table, *head_rows(model, draft.token_ids)).eval().requires_grad_(False)
+    tables = (embedding_table(model).float(), *head_rows(model, draft.token_ids))
+    return RecurrentGraph(draft, *tables).eval().requires_grad_(False)
 
 
 def export_recurrent(artifact: Path, path: Path, *, opset: int) -> Export:

@@ -38,4 +38,3 @@ class OnnxRuntimeRecurrent:
         with reported("the draft failed", "Export it again: `lineahead export onnx`."):
             guess, found, log_probs = self._session.run(list(OUTPUTS), {HIDDEN: hidden, IDS: tokens})
         return guess, found, log_probs
-

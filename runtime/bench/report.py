@@ -36,7 +36,8 @@ class BenchRequest:
         prompt_count: how many of them.
         tokens: tokens generated for each.
         temperature: 0 is greedy.
-        drafters: ``lookup``, ``medusa chain``, ``medusa tree``.
+        drafters: ``lookup``, ``auto``, and ``KIND chain`` or ``KIND tree``; kinds that the artifact lacks are
+            left out.
         draft_nodes: most nodes proposed.
         governed: also run each drafter under the governor.
         baseline: checkpoint for ``transformers.generate``; none when None.
@@ -53,7 +54,14 @@ class BenchRequest:
     prompt_count: int = 10
     tokens: int = 128
     temperature: float = 0.0
-    drafters: tuple[str, ...] = ("lookup", "medusa chain", "medusa tree")
+    drafters: tuple[str, ...] = (
+        "lookup",
+        "medusa chain",
+        "medusa tree",
+        "recurrent chain",
+        "recurrent tree",
+        "auto",
+    )
     draft_nodes: int = 5
     governed: bool = False
     baseline: str | None = None
@@ -256,10 +264,10 @@ def _drafters(generator: Generator, request: BenchRequest) -> dict[str, Drafter]
         kind, _, shape = name.partition(" ")
         if kind == "lookup":
             made[f"lookup {request.draft_nodes}"] = LookupDrafter(max_nodes=request.draft_nodes)
-        elif kind == "medusa" and generator.artifact.has_draft:
+        elif kind == "auto" or kind == generator.artifact.draft_kind:
             made[f"{name} {request.draft_nodes}"] = open_drafter(
                 generator.artifact,
-                "medusa",
+                kind,
                 nodes=request.draft_nodes,
                 shape="chain" if shape == "chain" else "adaptive",
             )

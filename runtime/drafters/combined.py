@@ -1,4 +1,4 @@
-"""Prompt lookup and a trained draft together: one tree of both, or lookup alone while it keeps being right."""
+"""Prompt lookup and a trained draft together: one tree of both, or lookup alone while it is right."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace

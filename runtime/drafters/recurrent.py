@@ -101,7 +101,7 @@ class RecurrentDrafter:
         """
         if min(max_nodes, depth, branches, beam) < 1:
             raise InputError(
-                f"recurrent draft with max_nodes={max_nodes}, depth={depth}, branches={branches}, beam={beam}",
+                f"recurrent draft with {max_nodes} nodes, depth {depth}, {branches} branches, beam {beam}",
                 hint="Use at least one of each, or no drafter.",
             )
         self.max_nodes = max_nodes
@@ -115,13 +115,9 @@ class RecurrentDrafter:
         for i, row in enumerate(rows):
             if row.hidden is not None and min(row.nodes, row.depth) > 0:
                 limit = min(row.nodes, self.max_nodes)
-                growing.append(
-                    _Growth(row=i, limit=limit, tokens=[row.tokens[-1]], features={0: row.hidden})
-                )
+                growing.append(_Growth(row=i, limit=limit, tokens=[row.tokens[-1]], features={0: row.hidden}))
         for level in range(self._depth):
-            asked = [
-                (one, node) for one in growing if level < rows[one.row].depth for node in one.open
-            ]
+            asked = [(one, node) for one in growing if level < rows[one.row].depth for node in one.open]
             if not asked:
                 break
             self._level(asked)
