@@ -31,6 +31,7 @@ TENSORRT_PACKAGES = (
     "tensorrt-lean-cu13",
     "tensorrt-cu13-bindings",
 )
+NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE: all are hidden, by CUDA_VISIBLE_DEVICES for one
 NO_NUMBER_PROVIDERS = {"AzureExecutionProvider"}
 
 
@@ -156,6 +157,8 @@ def cuda_devices() -> int:
         return -1
     count = ctypes.c_int(0)
     code = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
+    if code == NO_DEVICE:
+        return 0
     if code != 0:
         raise OSError(f"cuInit failed with code {code}")
     return count.value
