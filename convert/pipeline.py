@@ -26,7 +26,7 @@ from lineahead.plugins.augmented_attention.huggingface.softmax_layers import (
 from lineahead.plugins.augmented_attention.methods import preset
 from lineahead.plugins.augmented_attention.module import AugmentedAttention
 from lineahead.plugins.augmented_attention.schema import AttentionSettings, LayerShape, state_shapes
-from lineahead.recipes.manifest import Base, Manifest, Model
+from lineahead.recipes.manifest import Base, Manifest, Model, read_manifest
 from lineahead.recipes.manifest import SoftmaxLayer as KeptLayer
 from lineahead.recipes.schema import Method, Recipe
 
@@ -90,7 +90,7 @@ def convert_checkpoint(
         apply_adapter(loaded.model, trained)
         manifest = manifest.model_copy(update={"training": trained.training, "base_weights": "trained"})
     save_artifact(loaded.model, loaded.tokenizer, output, layers=layers, manifest=manifest)
-    return manifest if recipe.pretrained is None else install_heads(recipe.pretrained, output)
+    return read_manifest(output) if recipe.pretrained is None else install_heads(recipe.pretrained, output)
 
 
 def finetune(
