@@ -26,6 +26,8 @@ def pytest_collection_modifyitems(items):
         absent["gpu"] = "no CUDA device"
     if os.environ["HF_HUB_OFFLINE"] == "1":
         absent["net"] = "HF_HUB_OFFLINE=1"
+    if os.environ.get("LINEAHEAD_LONG") != "1":
+        absent["long"] = "minutes of compiling; LINEAHEAD_LONG=1 runs it"
     for item in items:
         for name, reason in absent.items():
             if item.get_closest_marker(name):

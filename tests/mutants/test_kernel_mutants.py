@@ -12,7 +12,7 @@ from operator_kernel_cases import SETTINGS, Size, check
 from lineahead.plugins.augmented_attention import native
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.skipif(native.find_compiler() is None, reason="no C++ compiler"),
 ]
 FIRST = ("softmax-hedgehog", "augmented", "grouped-softmax", "many-sinks", "augmented-relu")
