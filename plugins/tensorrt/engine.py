@@ -1,5 +1,6 @@
 """An engine behind the few calls that running it takes; a Protocol, so that tests need no TensorRT."""
 
+import ctypes
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lineahead.errors import ArtifactError, BackendError
+from lineahead.plugins.augmented_attention.schema import OP_TYPE
 from lineahead.plugins.tensorrt.cuda import CudaDevice, Device
 from lineahead.plugins.tensorrt.record import Machine
 
@@ -93,12 +95,23 @@ def load_plugins(trt: Any, library: Path) -> None:
     if str(library.resolve()) in _LOADED:
         return
     try:
-        handle = trt.get_plugin_registry().load_library(str(library))
-    except (OSError, RuntimeError) as error:
+        if int(trt.__version__.split(".")[0]) >= 10:
+            handle: Any = trt.get_plugin_registry().load_library(str(library))
+        else:
+            handle = ctypes.CDLL(str(library.resolve()))
+            find = ctypes.CDLL("libnvinfer.so.8").getPluginRegistry
+            find.restype, handle.lineahead_register.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+            handle.lineahead_register(find())
+    except (OSError, RuntimeError, AttributeError) as error:
         raise ArtifactError(f"{library}: cannot be loaded: {error}", hint=hint) from error
-    if handle is None:
-        raise ArtifactError(f"{library}: TensorRT {trt.__version__} cannot load it", hint=hint)
+    if OP_TYPE not in {one.name for one in _creators(trt)}:
+        raise ArtifactError(f"{library}: TensorRT {trt.__version__} does not take its plugins", hint=hint)
     _LOADED[str(library.resolve())] = handle
+
+
+def _creators(trt: Any) -> Any:
+    registry = trt.get_plugin_registry()
+    return registry.all_creators if hasattr(registry, "all_creators") else registry.plugin_creator_list
 
 
 def this_machine(trt: Any, device: CudaDevice) -> Machine:

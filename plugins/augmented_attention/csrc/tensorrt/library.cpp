@@ -86,3 +86,10 @@ LINEAHEAD_EXPORT nvinfer1::IPluginCreator* const* getPluginCreators(int32_t& cou
   count = 1;
   return creators;
 }
+
+#if !LINEAHEAD_V3
+// Put the creator into a registry: 8.6's own loadLibrary crashes in some builds of its Python package. Returns 0, or 1 when it is there already.
+LINEAHEAD_EXPORT int lineahead_register(nvinfer1::IPluginRegistry* registry) {
+  return registry->registerCreator(*lineahead::tensorrt::creator(), "") ? 0 : 1;
+}
+#endif
