@@ -95,9 +95,10 @@ def _weights(folder: Path) -> Finding:
 
 def _safetensors_fault(path: Path) -> str | None:
     """What is wrong with a safetensors file's size, or None."""
-    if not path.is_file():
-        return "missing"
-    size = path.stat().st_size
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        return "missing" if isinstance(error, FileNotFoundError) else f"unreadable: {error.strerror}"
     with path.open("rb") as file:
         head = file.read(8)
         length = struct.unpack("<Q", head)[0] if len(head) == 8 else size

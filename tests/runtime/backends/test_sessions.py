@@ -260,7 +260,7 @@ def test_a_graph_that_is_no_step_graph_is_refused(tmp_path):
     with pytest.raises(ArtifactError, match="not a step graph: it has no ancestors"):
         OnnxRuntimeSession(tmp_path / "a.onnx", identity=lambda: "")
     (tmp_path / "b.onnx").write_bytes((tmp_path / "a.onnx").read_bytes()[:40])
-    with pytest.raises(BackendError, match=r"b\.onnx: ONNX Runtime .* cannot load it"):
+    with pytest.raises(ArtifactError, match=r"b\.onnx: damaged"):
         OnnxRuntimeSession(tmp_path / "b.onnx", identity=lambda: "")
     with pytest.raises(ArtifactError, match="no such graph"):
         OnnxRuntimeSession(tmp_path / "c.onnx", identity=lambda: "")
