@@ -14,7 +14,7 @@ from lineahead.plugins.tensorrt.cuda import Device
 from lineahead.plugins.tensorrt.engine import BYTES, Engine
 from lineahead.plugins.tensorrt.record import Bucket
 
-# Measured on an H100 (docs/notes/tensorrt.md): what rounding to the type does, with room.
+# Chosen, not measured: no engine has been built with this yet (docs/notes/tensorrt.md).
 BOUND = {"fp32": 2e-3, "fp16": 5e-2, "bf16": 3e-1}
 
 
