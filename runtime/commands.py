@@ -14,7 +14,6 @@ from lineahead.errors import InputError
 from lineahead.recipes.console import (
     CERTIFIED,
     DRAFTER,
-    PRECISION,
     artifact_argument,
     backend_options,
     json_option,
@@ -59,7 +58,7 @@ def verify(
     differences of other precisions, and names the files and the code by their hashes.
     """
     from lineahead.runtime import demo as examples
-    from lineahead.runtime.bench.report import read_prompts
+    from lineahead.runtime.bench.prompts import read_prompts
     from lineahead.runtime.generate import Generator
     from lineahead.runtime.sampling import SamplingParams
     from lineahead.runtime.verify import verify as compare
@@ -268,40 +267,6 @@ def prefix(
 
 @click.command()
 @artifact_argument
-@click.option("--context", "contexts", multiple=True, type=int, help="Context length (may be repeated).")
-@click.option("--ignore-position-limit", is_flag=True, help="Time contexts past the position limit.")
-@click.option("--precision", "precisions", multiple=True, type=PRECISION, help="Graph to measure.")
-@click.option("--threads", default=2, help="Threads of every program measured.")
-@click.option("--text", type=click.Path(path_type=Path), help="Text that fills the context.")
-@click.option(
-    "--prompts", type=click.Path(path_type=Path), help="Prompts for speculation: lines or JSON lines."
-)
-@click.option("--prompt-count", default=10, help="How many of them.")
-@click.option("--tokens", default=128, help="Tokens generated for each.")
-@click.option("--temperature", default=0.0, help="0 decodes greedily.")
-@click.option("--draft-length", "draft_nodes", default=5, help="Most tokens proposed per step.")
-@click.option("--governed", is_flag=True, help="Also run each drafter under the governor.")
-@click.option("--baseline", metavar="CHECKPOINT", help="Original checkpoint for transformers.generate.")
-@click.option("--gguf", metavar="FILE", help="GGUF file for llama.cpp.")
-@click.option("--samples", default=32, help="Timed steps per point.")
-@json_option
-def bench(
-    artifact: Path,
-    contexts: tuple[int, ...],
-    precisions: tuple[str, ...],
-    as_json: bool,
-    **options: Any,
-) -> None:
-    """Measure ARTIFACT's speed, other programs beside it, and the ratios; prints achieved GB/s."""
-    from lineahead.runtime.bench.report import BenchRequest
-    from lineahead.runtime.bench.report import bench as measure
-
-    request = BenchRequest(contexts=contexts, precisions=precisions or ("fp32",), **options)
-    show(measure(artifact, request, progress=note).as_dict(), as_json)
-
-
-@click.command()
-@artifact_argument
 @click.option("--tokens", default=100_000, help="Length of the stream.")
 @click.option("--prompt", default="Once upon a time", help="What it begins with.")
 @click.option("--plot", type=click.Path(path_type=Path), help="PNG file to draw.")
@@ -358,4 +323,4 @@ def doctor(artifact: str | None, as_json: bool) -> None:
     sys.exit(0 if healthy else 1)
 
 
-COMMANDS: tuple[click.Command, ...] = (generate, prefix, verify, bench, endurance, doctor)
+COMMANDS: tuple[click.Command, ...] = (generate, prefix, verify, endurance, doctor)

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from lineahead.runtime.bench.plot import pyplot_on_files
 from lineahead.runtime.generate import Generator
 from lineahead.runtime.sampling import SamplingParams
 
@@ -88,17 +89,7 @@ def plot_endurance(found: Endurance, path: Path, title: str) -> None:
     Raises:
         InputError: when matplotlib is not installed.
     """
-    from lineahead.errors import InputError
-
-    try:
-        import matplotlib
-    except ModuleNotFoundError as error:
-        raise InputError(
-            "plots need matplotlib", hint='Install it: pip install "lineahead[study]".'
-        ) from error
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
+    pyplot = pyplot_on_files()
     figure, (above, below) = pyplot.subplots(2, 1, sharex=True, figsize=(7, 5), layout="constrained")
     above.plot(found.tokens, found.milliseconds)
     above.set(ylabel="ms per token (median)", ylim=(0, 1.5 * max(found.milliseconds)), title=title)

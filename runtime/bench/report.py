@@ -1,18 +1,18 @@
 """The whole benchmark of one artifact, and what its ratios are."""
 
 import os
-import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from lineahead.errors import InputError
-from lineahead.recipes.json_file import parse_object
 from lineahead.runtime.artifact import read_artifact
 from lineahead.runtime.bench.bandwidth import read_bandwidth_gb_s
 from lineahead.runtime.bench.baselines import Baseline, llama_cpp, transformers_fp32
 from lineahead.runtime.bench.context import decode_cost, verify_cost
+from lineahead.runtime.bench.machine import processor
+from lineahead.runtime.bench.prompts import read_prompts
 from lineahead.runtime.bench.speculation import speculation
 from lineahead.runtime.drafters import Drafter, LookupDrafter
 from lineahead.runtime.generate import Generator, open_drafter
@@ -94,44 +94,6 @@ class BenchReport:
         return dict(vars(self))
 
 
-def read_prompts(path: Path, count: int) -> list[str]:
-    """The first `count` prompts of a file of lines, or of JSON lines with ``prompt``, ``text`` or ``turns``.
-
-    Raises:
-        InputError: when the file is missing or has none.
-    """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file", hint="Give --prompts a text or JSON-lines file.")
-    prompts: list[str] = []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot read: {error}", hint="Give --prompts a file in UTF-8.") from error
-    for number, line in enumerate(lines, 1):
-        found = _prompt_of(path, number, line) if line.lstrip().startswith("{") else line
-        if found.strip():
-            prompts.append(found)
-    if not prompts:
-        raise InputError(
-            f"{path}: no prompts", hint="One prompt per line, or JSON lines with 'prompt' or 'turns'."
-        )
-    return prompts[:count]
-
-
-def _prompt_of(path: Path, number: int, line: str) -> str:
-    """The prompt in one JSON line."""
-    try:
-        record = parse_object(line)
-    except ValueError as error:
-        raise InputError(
-            f"{path}, line {number}: {error}", hint="Write one JSON object a line, or plain text."
-        ) from error
-    turns = record.get("turns")
-    first = turns[0] if isinstance(turns, list) and turns else ""
-    found = record.get("prompt") or record.get("text") or first
-    return found if isinstance(found, str) else ""
-
-
 def bench(
     folder: Path, request: BenchRequest, *, progress: Callable[[str], None] = lambda message: None
 ) -> BenchReport:
@@ -186,13 +148,8 @@ def chosen_contexts(limit: int | None, request: BenchRequest) -> tuple[int, ...]
 
 
 def _machine(threads: int) -> dict[str, Any]:
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        model = names[0].partition(":")[2].strip() if names else model
     return {
-        "processor": model,
+        "processor": processor(),
         "cores": os.cpu_count(),
         "threads": threads,
         "read_bandwidth_gb_s": read_bandwidth_gb_s(threads),

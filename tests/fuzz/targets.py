@@ -251,7 +251,7 @@ def recipes():
 
 
 def read_prompts(data: bytes, folder: Path) -> None:
-    from lineahead.runtime.bench.report import read_prompts as read
+    from lineahead.runtime.bench.prompts import read_prompts as read
 
     path = folder / "prompts.jsonl"
     path.write_bytes(data)
@@ -287,7 +287,11 @@ TARGETS = {
         Target(
             name="prompts",
             run=read_prompts,
-            seeds=lambda: [b'{"prompt": "a"}\n{"turns": ["b"]}\n', b"a\nb\n"],
+            seeds=lambda: [
+                b'{"prompt": "a"}\n{"turns": ["b"]}\n',
+                b"a\nb\n",
+                b'[{"conversations": [{"from": "human", "value": "a"}]}]',
+            ],
         ),
         Target(
             name="certificate",
