@@ -15,6 +15,14 @@ def git_oid(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
+def sibling(path, entry):
+    """A file as the Hub tells it with a repository."""
+    if isinstance(entry, bytes):
+        return {"rfilename": path, "size": len(entry), "blobId": git_oid(entry)}
+    lfs = {"sha256": entry[1], "size": entry[2], "pointerSize": 130}
+    return {"rfilename": path, "size": entry[2], "lfs": lfs}
+
+
 class Handler(BaseHTTPRequestHandler):
     """One request. Routes are methods named in ROUTES."""
 
@@ -141,7 +149,7 @@ class Handler(BaseHTTPRequestHandler):
                     "sha": commit.oid,
                     "private": repo.private,
                     "tags": [],
-                    "siblings": [{"rfilename": path} for path in commit.files],
+                    "siblings": [sibling(path, entry) for path, entry in commit.files.items()],
                 }
             )
 
