@@ -14,7 +14,7 @@ FOLDER = Path(__file__).parent
 sys.path.insert(0, str(FOLDER))
 
 
-def fuzz(name: str, seconds: int, corpus: Path) -> None:
+def fuzz(name: str, seconds: int, limit: int, corpus: Path) -> None:
     """Run libFuzzer on a reader; does not return."""
     import atheris
 
@@ -40,7 +40,7 @@ def fuzz(name: str, seconds: int, corpus: Path) -> None:
         except LineaheadError:
             return
 
-    limits = [f"-max_total_time={seconds}", "-timeout=20", "-rss_limit_mb=4096", "-max_len=16384"]
+    limits = [f"-max_total_time={seconds}", f"-timeout={limit}", "-rss_limit_mb=4096", "-max_len=16384"]
     output = [f"-artifact_prefix={corpus}/finding-", "-print_final_stats=1", str(corpus)]
     atheris.Setup([sys.argv[0], *limits, *output], one)
     atheris.Fuzz()
@@ -51,16 +51,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name")
     parser.add_argument("--seconds", type=int, default=600)
+    parser.add_argument("--limit", type=int, default=20, help="seconds that one input may take")
     parser.add_argument("--corpus", type=Path, default=Path(tempfile.gettempdir()) / "lineahead-fuzz")
     given = parser.parse_args()
     if given.name != "all":
         corpus = given.corpus / given.name
         corpus.mkdir(parents=True, exist_ok=True)
-        fuzz(given.name, given.seconds, corpus)
+        fuzz(given.name, given.seconds, given.limit, corpus)
     from targets import TARGETS
 
     worst = 0
-    more = ["--seconds", str(given.seconds), "--corpus", str(given.corpus)]
+    more = ["--seconds", str(given.seconds), "--limit", str(given.limit), "--corpus", str(given.corpus)]
     for name in TARGETS:
         command = [sys.executable, __file__, name, *more]
         done = subprocess.run(command, check=False, capture_output=True, text=True)
