@@ -2,7 +2,8 @@
 
 import datetime
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,6 +18,19 @@ from lineahead.recipes.json_file import read_object
 TOKENIZER, CONFIG, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 CONTEXT = 8
 UNFINISHED = "\ufffd"
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """One kind of error for what tokenizers raises: bare Exception, and panics that are not even that."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise ArtifactError(
+            f"{path}: damaged: {error}", hint="Copy it from the original checkpoint."
+        ) from error
 
 
 class Tokenizer:
@@ -39,14 +53,9 @@ class Tokenizer:
                 f"{folder}: no {TOKENIZER}",
                 hint="Copy it from the original checkpoint (`AutoTokenizer...save_pretrained` writes it).",
             )
-        try:
+        self._path = path
+        with _damage(path):
             self._fast = FastTokenizer.from_str(path.read_text(encoding="utf-8"))
-        except BaseException as error:  # tokenizers raises bare Exception, and panics that are not even that
-            if isinstance(error, (KeyboardInterrupt, SystemExit)):
-                raise
-            raise ArtifactError(
-                f"{path}: damaged: {error}", hint="Copy it from the original checkpoint."
-            ) from error
         self._fast.no_padding()
         self._fast.no_truncation()
         config = _config(folder)
@@ -61,12 +70,22 @@ class Tokenizer:
         return int(self._fast.get_vocab_size(with_added_tokens=True))
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
-        """Tokens of `text`; `special` adds what the tokenizer puts around a text (such as BOS)."""
-        return list(self._fast.encode(text, add_special_tokens=special).ids)
+        """Tokens of `text`; `special` adds what the tokenizer puts around a text (such as BOS).
+
+        Raises:
+            ArtifactError: when the tokenizer cannot spell the text (no token for a letter, none for unknown).
+        """
+        with _damage(self._path):
+            return list(self._fast.encode(text, add_special_tokens=special).ids)
 
     def decode(self, tokens: Sequence[int], *, special: bool = False) -> str:
-        """Text of `tokens`; `special` keeps special tokens visible."""
-        return str(self._fast.decode(list(tokens), skip_special_tokens=not special))
+        """Text of `tokens`; `special` keeps special tokens visible.
+
+        Raises:
+            ArtifactError: when the tokenizer's decoder cannot take its own tokens.
+        """
+        with _damage(self._path):
+            return str(self._fast.decode(list(tokens), skip_special_tokens=not special))
 
     def token(self, text: str) -> int | None:
         """The token spelled exactly `text`, or None."""

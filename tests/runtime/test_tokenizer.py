@@ -2,6 +2,8 @@ import json
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers.models import Unigram
 
 from lineahead.errors import ArtifactError, InputError
 from lineahead.runtime.row import Row
@@ -131,3 +133,11 @@ def test_missing_and_damaged_files_are_named(tokenizer_folder):
     with pytest.raises(ArtifactError, match=r"no tokenizer\.json"):
         Tokenizer(tokenizer_folder)
     (tokenizer_folder / "tokenizer_config.json").write_text("{")
+
+
+def test_a_vocabulary_that_cannot_spell_a_text_is_an_error_of_the_file(tmp_path):
+    FastTokenizer(Unigram([("a", 0.0)])).save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer(tmp_path)
+    assert tokenizer.encode("aa") == [0, 0]
+    with pytest.raises(ArtifactError, match="tokenizer.json: damaged: .*unk"):
+        tokenizer.encode("ab")

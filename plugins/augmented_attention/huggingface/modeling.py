@@ -263,6 +263,11 @@ def _subclass(mixin: type, base: type, **attributes: Any) -> type:
     return made
 
 
+# Before 5.14 the second load of a process asks the found class for its config class; registering it for the
+# first load compares names, so it may not have one until then.
+READS_CONFIG_CLASS = tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 14)
+
+
 class LineaheadConfig(PreTrainedConfig):
     """What ``AutoConfig`` finds in an artifact: makes the linear config of the base model type."""
 
@@ -287,12 +292,16 @@ class LineaheadConfig(PreTrainedConfig):
 class LineaheadForCausalLM:
     """What ``AutoModelForCausalLM`` finds in an artifact: makes the linear subclass of the base class."""
 
+    config_class: type[PreTrainedConfig]
+
     @classmethod
     def from_pretrained(cls, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
         """Load an artifact's model; arguments as in transformers."""
         config = kwargs.pop("config", None)
         if config is None:
             config = LineaheadConfig.from_pretrained(path)
+        if READS_CONFIG_CLASS:
+            cls.config_class = type(config)
         return cls.resolve(config).from_pretrained(path, *args, config=config, **kwargs)
 
     @classmethod
