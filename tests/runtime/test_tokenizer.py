@@ -139,5 +139,5 @@ def test_a_vocabulary_that_cannot_spell_a_text_is_an_error_of_the_file(tmp_path)
     FastTokenizer(Unigram([("a", 0.0)])).save(str(tmp_path / "tokenizer.json"))
     tokenizer = Tokenizer(tmp_path)
     assert tokenizer.encode("aa") == [0, 0]
-    with pytest.raises(ArtifactError, match="tokenizer.json: damaged: .*unk"):
+    with pytest.raises(ArtifactError, match="damaged: Encountered an unknown token"):
         tokenizer.encode("ab")

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from lineahead.runtime.remote_check import NEEDED
+
 REPO = "me/model"
 
 
