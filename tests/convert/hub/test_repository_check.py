@@ -32,9 +32,7 @@ def test_what_was_pushed_is_whole(run, published):
     assert not published.requests("resolve/.*safetensors")
 
 
-@pytest.mark.parametrize(
-    "name", ["config.json", "tokenizer.json", "modeling_lineahead.py", "model.safetensors"]
-)
+@pytest.mark.parametrize("name", [*NEEDED, "model.safetensors"])
 def test_a_file_that_went_is_named(run, published, name):
     published.commit(REPO, "main", {}, deleted=[name])
     _, broken = findings(run, 1)
