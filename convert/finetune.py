@@ -11,7 +11,13 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lineahead.convert.checkpoint import load_artifact, load_model, load_tokenizer, save_artifact
+from lineahead.convert.checkpoint import (
+    load_artifact,
+    load_model,
+    load_tokenizer,
+    read_config,
+    save_artifact,
+)
 from lineahead.convert.drafts.self_data import sample_tokens
 from lineahead.convert.training.data import Batches, Tokens, load_tokens, save_tokens, text_tokens
 from lineahead.convert.training.devices import accelerate_on
@@ -22,6 +28,7 @@ from lineahead.convert.training.transfer import TransferTrainer
 from lineahead.convert.training.weights import Resolved, freeze, is_new, require_trainable, resolve_precision
 from lineahead.convert.training.workspace import Workspace, open_workspace
 from lineahead.errors import RecipeError, TrainingError
+from lineahead.recipes.kind import kind_of, require_decoder
 from lineahead.recipes.manifest import Manifest, Training, read_manifest
 from lineahead.recipes.schema import DistillStage, Recipe, Stage
 
@@ -66,6 +73,7 @@ def finetune(
 
     Raises:
         RecipeError: when there is nothing to do, no text to do it with, or a stage with nothing to train.
+        ArtifactError: for what needs a decoder; an encoder has the transfer stage.
         TrainingError: when training fails, is interrupted (progress is saved), or cannot resume.
     """
     options = options or Options()
@@ -76,6 +84,7 @@ def finetune(
             f"recipe {recipe.name!r} names no training text",
             hint="Give data.files=[...], data.dataset, or data.samples={} for the teacher's own text.",
         )
+    _require_learner(artifact, recipe)
     require_trainable(recipe.stages, read_manifest(artifact).model.new_parameters)
     accelerator = accelerate_on(options.device)
     main = accelerator.is_main_process
@@ -98,6 +107,15 @@ def finetune(
         shutil.copyfile(job.workspace.metrics, artifact / METRICS_FILE)
     accelerator.wait_for_everyone()
     return read_manifest(artifact)
+
+
+def _require_learner(artifact: Path, recipe: Recipe) -> None:
+    """Refuse what needs a decoder: anything but the transfer stages of an encoder, on text that is there."""
+    kinds = {stage.kind for stage in recipe.stages}
+    if kind_of(read_config(artifact)) != "encoder" or kinds != {"transfer"}:
+        require_decoder(artifact, f"fine-tuning by {' and '.join(sorted(kinds))}")
+    elif recipe.data.samples is not None:
+        require_decoder(artifact, "training on its own text (data.samples)")
 
 
 @dataclass(frozen=True, kw_only=True)

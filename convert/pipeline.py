@@ -17,6 +17,8 @@ from lineahead.convert.pretrained import install_heads, pretrained_adapter
 from lineahead.convert.replace import linearize
 from lineahead.convert.source import load_source
 from lineahead.convert.training.weights import new_parameters
+from lineahead.errors import InputError
+from lineahead.plugins.augmented_attention.huggingface.discover_roles import is_two_sided
 from lineahead.plugins.augmented_attention.huggingface.layers import LinearLayer
 from lineahead.plugins.augmented_attention.huggingface.modeling import is_hybrid
 from lineahead.plugins.augmented_attention.huggingface.softmax_layers import (
@@ -24,7 +26,7 @@ from lineahead.plugins.augmented_attention.huggingface.softmax_layers import (
     softmax_layers,
 )
 from lineahead.plugins.augmented_attention.methods import preset
-from lineahead.plugins.augmented_attention.module import AugmentedAttention
+from lineahead.plugins.augmented_attention.module import AugmentedAttention, CrossAttention
 from lineahead.plugins.augmented_attention.schema import AttentionSettings, LayerShape, state_shapes
 from lineahead.recipes.manifest import Base, Manifest, Model, read_manifest
 from lineahead.recipes.manifest import SoftmaxLayer as KeptLayer
@@ -65,7 +67,9 @@ def convert_checkpoint(
         The manifest.
 
     Raises:
-        SettingsError: when the method is impossible; before anything is loaded.
+        SettingsError: when the method is impossible (before anything is loaded), or has no form that this
+            model needs.
+        InputError: when the recipe converts some layers only of an encoder or encoder-decoder.
         LineaheadError: as ``load_source``, ``linearize`` and ``save_artifact`` say.
     """
     if recipe.pretrained is not None and adapter is None:
@@ -80,6 +84,8 @@ def convert_checkpoint(
         trust_remote_code=trust_remote_code,
         tokenizer=tokenizer,
     )
+    if is_two_sided(loaded.model):
+        _require_all_layers(loaded.model, recipe)
     wanted = None if recipe.layers == "all" else recipe.layers
     if trained is not None:
         wanted = tuple(layer.index for layer in trained.layers)
@@ -111,12 +117,21 @@ def finetune(
 
 
 def method_settings(method: Method) -> AttentionSettings:
-    """The operator's settings that a recipe asks for, in a decoder.
+    """The operator's settings that a recipe asks for; ``linearize`` makes them causal where they must be.
 
     Raises:
-        SettingsError: naming the setting at fault; for a method without a causal form, saying why.
+        SettingsError: naming the setting at fault.
     """
-    return preset(method.preset, **method.changes(), causal=True)
+    return preset(method.preset, **method.changes())
+
+
+def _require_all_layers(model: PreTrainedModel, recipe: Recipe) -> None:
+    """Refuse a recipe that leaves softmax layers in an encoder or encoder-decoder: no artifact holds one."""
+    if recipe.layers != "all" or isinstance(recipe.keep_softmax, tuple):
+        raise InputError(
+            f"{type(model).__name__}: layers of encoders and encoder-decoders are converted all or none",
+            hint="Leave out layers and keep_softmax; the library's linearize() can keep some.",
+        )
 
 
 def kept_layers(recipe: Recipe) -> tuple[int, ...] | Literal["local"]:
@@ -152,8 +167,9 @@ def _manifest(
     config: Any = model.config.get_text_config(decoder=True)
     limits = [getattr(config, name) for name in _POSITIONS if getattr(config, name, None)]
     new = sum(parameter.numel() for parameter in new_parameters(model).values())
-    converted = tuple(layer.index for layer in layers)
+    converted = tuple(sorted({layer.index for layer in layers}))
     kept = [_kept(layer) for layer in softmax_layers(model, converted)] if is_hybrid(model.config) else []
+    roles: dict[str, Any] = {layer.role: layer.settings.as_dict() for layer in layers}
     return Manifest(
         base=base,
         recipe=recipe.model_dump(mode="json"),
@@ -161,9 +177,10 @@ def _manifest(
             vocab_size=config.vocab_size,
             hidden_size=cast(nn.Embedding, model.get_input_embeddings()).embedding_dim,
             max_position=limits[0] if limits else None,
-            layers=config.num_hidden_layers,
+            layers=max(config.num_hidden_layers, len(converted)),
             linear_layers=converted,
-            settings=settings.as_dict(),
+            settings=roles.pop("decoder", settings.as_dict()),
+            role_settings=roles,
             parameters=sum(parameter.numel() for parameter in model.parameters()),
             new_parameters=new,
             state_bytes=sum(map(_state_bytes, layers)) + sum(layer.state_bytes for layer in kept),
@@ -184,6 +201,12 @@ def _kept(layer: SoftmaxLayer) -> KeptLayer:
 
 
 def _state_bytes(layer: LinearLayer) -> int:
+    """What a decoder carries for the layer: its state, or the summary of a source; nothing in an encoder."""
+    if layer.role == "encoder":
+        return 0
+    if layer.role == "cross":
+        features = CrossAttention(layer.settings, layer.shape).features
+        return _FLOAT_BYTES * layer.shape.kv_heads * features * (layer.shape.value_dim + 1)
     features = AugmentedAttention(layer.settings, layer.shape).features
     return _bytes(layer.settings, layer.shape, features=features)
 

@@ -9,6 +9,7 @@ from lineahead.convert.evaluate import evaluate
 from lineahead.convert.source import load_source
 from lineahead.convert.training.progress import Progress
 from lineahead.errors import InputError
+from lineahead.recipes.kind import require_decoder
 from lineahead.recipes.manifest import Evaluation, read_manifest, write_manifest
 
 
@@ -48,6 +49,7 @@ def measure_quality(
     missing = next((path for path in files if not path.is_file()), None)
     if missing is not None:
         raise InputError(f"{missing}: no such file", hint="Name text files that exist.")
+    require_decoder(artifact, "perplexity")
     manifest = read_manifest(artifact)
     model, tokenizer = load_artifact(artifact, device=device)
     teacher = None

@@ -30,6 +30,7 @@ from lineahead.convert.gguf import weights as gguf_weights
 from lineahead.convert.gguf.file import open_gguf
 from lineahead.convert.intact import check_finite, check_tokenizer_files, read_json, weight_files
 from lineahead.convert.locate import GGUF, Location, locate
+from lineahead.convert.model_class import model_class
 from lineahead.errors import ArchitectureError, CheckpointError, InputError, LineaheadError
 from lineahead.recipes.files import sha256
 from lineahead.recipes.manifest import Base
@@ -80,7 +81,7 @@ def load_source(
 
     Raises:
         InputError: when the reference points nowhere.
-        ArchitectureError: when the architecture is not known, or no causal language model.
+        ArchitectureError: when the architecture is not known, or has no head that can be converted.
         CheckpointError: when a file is missing, truncated, pickled or holds NaN, or the Hub is out of reach.
         StorageError: when a download fills the disk.
     """
@@ -124,10 +125,11 @@ def _from_folder(
 ) -> LoadedSource:
     folder = found.path
     config = _config(folder, trust_remote_code)
+    made = _class(folder, config)
     files = weight_files(folder)
     if tokenizer is None:
         tokenizer = _tokenizer(folder, trust_remote_code)
-    model = _model(folder, config, dtype, trust_remote_code)
+    model = _model(made, folder, config, dtype, trust_remote_code)
     check_finite(model, folder, files)
     read = {*files.values(), *(path for path in folder.iterdir() if path.suffix in (".json", ".model"))}
     return LoadedSource(
@@ -166,20 +168,25 @@ def _config(folder: Path, trust_remote_code: bool) -> PreTrainedConfig:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
         raise CheckpointError(f"{path}: {_one_line(error)}", hint="Use an undamaged config.json.") from error
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and "auto_map" not in raw:
-        raise ArchitectureError(
-            f"{path}: model_type {kind!r} is no causal language model", hint="See `lineahead architectures`."
-        )
     return cast(PreTrainedConfig, config)
 
 
+def _class(folder: Path, config: PreTrainedConfig) -> Any:
+    if "auto_map" in read_json(folder / "config.json"):
+        return AutoModelForCausalLM
+    try:
+        return model_class(config)
+    except ArchitectureError as error:
+        raise ArchitectureError(f"{folder / 'config.json'}: {error}", hint=error.hint) from error
+
+
 def _model(
-    folder: Path, config: PreTrainedConfig, dtype: torch.dtype | None, trust_remote_code: bool
+    made: Any, folder: Path, config: PreTrainedConfig, dtype: torch.dtype | None, trust_remote_code: bool
 ) -> PreTrainedModel:
     try:
         model, report = cast(
             Loaded,
-            AutoModelForCausalLM.from_pretrained(
+            made.from_pretrained(
                 folder,
                 config=config,
                 dtype="auto" if dtype is None else dtype,

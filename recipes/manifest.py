@@ -77,9 +77,10 @@ class Model(Record):
         vocab_size: logits' width.
         hidden_size: width of the hidden states that the LM head reads.
         max_position: longest text that the position table covers; None where there is no limit.
-        layers: number of layers.
-        linear_layers: indices of the converted ones.
-        settings: the operator's settings, as saved in ``config.json``.
+        layers: number of layers; of an encoder-decoder, in the deeper of its halves.
+        linear_layers: indices of the converted ones, in any half.
+        settings: the operator's settings, as saved in ``config.json``; of an encoder, the method's.
+        role_settings: those of the layers that are no decoder's self-attention: ``encoder``, ``cross``.
         parameters: number of parameters.
         new_parameters: how many of them conversion added.
         state_bytes: bytes of the decoding state per sequence, whatever the context, in float32; windows of
@@ -93,6 +94,7 @@ class Model(Record):
     layers: int
     linear_layers: tuple[int, ...]
     settings: dict[str, Any]
+    role_settings: dict[str, dict[str, Any]] = {}
     parameters: int
     new_parameters: int
     state_bytes: int

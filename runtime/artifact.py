@@ -9,11 +9,20 @@ from typing import Any
 
 from lineahead.errors import ArtifactError
 from lineahead.recipes.json_file import read_object
+from lineahead.recipes.kind import kind_of, require_decoder
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 PRECISIONS = ("fp32", "int8", "int4")
 LIMIT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length")
-ROTARY_KEYS = ("rope_theta", "rope_parameters", "rope_scaling", "rotary_emb_base", "rotary_pct", "alibi")
+UNTABLED_KEYS = (
+    "rope_theta",
+    "rope_parameters",
+    "rope_scaling",
+    "rotary_emb_base",
+    "rotary_pct",
+    "alibi",
+    "relative_attention_num_buckets",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +36,8 @@ class Artifact:
         learned_positions: whether positions beyond the limit do not exist at all, rather than being merely
             untrained.
         eos: tokens that end a text.
+        start: tokens with which an encoder-decoder's own text begins; empty for a decoder, which goes on
+            with the prompt.
     """
 
     folder: Path
@@ -34,6 +45,21 @@ class Artifact:
     position_limit: int | None
     learned_positions: bool
     eos: frozenset[int]
+    start: tuple[int, ...] = ()
+
+    @property
+    def reads_sources(self) -> bool:
+        """Whether a prompt goes to an encoder, and the text begins anew beside it."""
+        return bool(self.start)
+
+    def require_decoder(self, what: str) -> None:
+        """Refuse an encoder-decoder.
+
+        Raises:
+            ArtifactError: naming `what`, which is asked of it.
+        """
+        if self.reads_sources:
+            require_decoder(self.folder, what)
 
     def graph(self, precision: str) -> Path:
         """The verifier's ONNX file.
@@ -41,6 +67,7 @@ class Artifact:
         Raises:
             ArtifactError: when there is none of that precision.
         """
+        self.require_decoder("a step graph")
         name = "verifier.onnx" if precision == "fp32" else f"verifier_{precision}.onnx"
         path = self.folder / "onnx" / name
         if not path.is_file():
@@ -114,13 +141,19 @@ def read_artifact(folder: Path) -> Artifact:
     """Read what decoding needs to know about `folder`.
 
     Raises:
-        ArtifactError: when it is not an artifact folder or its config lacks a number.
+        ArtifactError: when it is not an artifact folder, its config lacks a number, or it is an encoder,
+            which writes no text.
     """
     if not (folder / CONFIG).is_file():
         raise ArtifactError(
             f"{folder}: no {CONFIG}: not an artifact folder", hint="Make one with `lineahead convert`."
         )
     config = _read(folder / CONFIG)
+    if kind_of(config) == "encoder":
+        raise ArtifactError(
+            f"{folder} is an encoder: it writes no text",
+            hint="Load it with transformers; docs/two-sided.md says how.",
+        )
     text = config.get("text_config", config)
     if not isinstance(text, dict) or not isinstance(text.get("vocab_size"), int):
         raise ArtifactError(f"{folder / CONFIG}: no vocab_size", hint="Convert the checkpoint again.")
@@ -136,6 +169,21 @@ def read_artifact(folder: Path) -> Artifact:
         folder=folder,
         vocab_size=text["vocab_size"],
         position_limit=min(limits, default=None),
-        learned_positions=bool(limits) and not any(text.get(key) for key in ROTARY_KEYS),
+        learned_positions=bool(limits) and not any(text.get(key) for key in UNTABLED_KEYS),
         eos=frozenset(ends),
+        start=_start(folder, config, generation),
     )
+
+
+def _start(folder: Path, config: dict[str, Any], generation: dict[str, Any]) -> tuple[int, ...]:
+    """The first tokens of an encoder-decoder's text: its start token, and the one that is always next."""
+    if kind_of(config) == "decoder":
+        return ()
+    names = ("decoder_start_token_id", "forced_bos_token_id")
+    first, forced = (generation.get(name, config.get(name)) for name in names)
+    if not isinstance(first, int) or not isinstance(forced, int | None):
+        raise ArtifactError(
+            f"{folder}: decoder_start_token_id is no token number: {first!r:.60}",
+            hint="Set it in generation_config.json, as the original checkpoint does.",
+        )
+    return (first,) if forced is None else (first, forced)

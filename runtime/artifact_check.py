@@ -9,6 +9,7 @@ from pathlib import Path
 from lineahead.errors import ArtifactError
 from lineahead.recipes.files import sha256
 from lineahead.recipes.json_file import parse_object, read_object
+from lineahead.recipes.kind import require_decoder
 from lineahead.recipes.manifest import Export, Manifest, read_manifest
 from lineahead.runtime.certificate.document import FILE as CERTIFICATE
 from lineahead.runtime.certificate.document import stale_files
@@ -43,7 +44,7 @@ def examine_artifact(folder: Path) -> list[Finding]:
         _weights(folder),
         _tokenizer(folder, manifest),
         *drafts,
-        *(exports or [_no_exports(folder)]),
+        *(exports or _no_exports(folder)),
         *_certificate(folder),
         *_tool_versions(manifest),
     ]
@@ -59,8 +60,10 @@ def _config(folder: Path, manifest: Manifest) -> Finding:
     own = config.get("lineahead")
     listed = own.get("layers") if isinstance(own, dict) else None
     layers = [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
-    if tuple(one.get("index") for one in layers) != manifest.model.linear_layers or any(
-        one.get("settings") != manifest.model.settings for one in layers
+    model = manifest.model
+    indices = {str(one.get("index")) for one in layers}
+    if indices != set(map(str, model.linear_layers)) or any(
+        one.get("settings") != model.role_settings.get(str(one.get("role")), model.settings) for one in layers
     ):
         return Finding(
             check="config.json",
@@ -138,9 +141,13 @@ def _draft(folder: Path, name: str) -> Finding:
     return Finding(check=f"draft {name}", status="ok", detail="complete")
 
 
-def _no_exports(folder: Path) -> Finding:
+def _no_exports(folder: Path) -> list[Finding]:
+    try:
+        require_decoder(folder, "export")
+    except ArtifactError:
+        return []  # nothing could be exported; a damaged config is another finding
     cure = f"lineahead export onnx {folder}"
-    return Finding(check="exports", status="note", detail="nothing is exported yet", cure=cure)
+    return [Finding(check="exports", status="note", detail="nothing is exported yet", cure=cure)]
 
 
 def _export(folder: Path, manifest: Manifest, export: Export) -> Finding:

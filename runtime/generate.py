@@ -140,7 +140,7 @@ class Generator:
         *,
         ignore_position_limit: bool = False,
     ) -> list[Row]:
-        """Requests for a :class:`Decoder`, numbered from 0.
+        """Requests for a :class:`Decoder`, numbered from 0; an encoder-decoder's prompts are its sources.
 
         Parameters shared by all prompts give each prompt a random stream of its own under the one seed;
         parameters of its own give a prompt the stream of its own seed, whatever its place.
@@ -157,10 +157,11 @@ class Generator:
         limit = self.position_limit(ignore=ignore_position_limit)
         rows = []
         for request, (prompt, one) in enumerate(zip(prompts, each, strict=True)):
-            tokens = self.encode(prompt)
-            if limit is not None and len(tokens) >= limit:
+            read = self.encode(prompt)
+            tokens = list(self.artifact.start) or read
+            if limit is not None and len(read) >= limit:
                 raise InputError(
-                    f"prompt {request} has {len(tokens)} tokens, the model's positions end at {limit}",
+                    f"prompt {request} has {len(read)} tokens, the model's positions end at {limit}",
                     hint="Shorten it, or pass --ignore-position-limit (quality may suffer).",
                 )
             row = Row(
@@ -172,6 +173,7 @@ class Generator:
                 eos=self.artifact.eos,
                 limit=limit,
                 text=TextStream(self.tokenizer, tokens, one.stop),
+                source=read if self.artifact.reads_sources else (),
             )
             rows.append(row)
         return rows
@@ -268,6 +270,11 @@ def open_session(
         BackendError: when there is no such backend, or it is not usable here.
         ArtifactError: when its graph or weights are missing.
     """
+    if artifact.reads_sources and backend != "eager":
+        raise BackendError(
+            f"{artifact.folder} is an encoder-decoder: the {backend} backend does not run it",
+            hint="Use --backend eager.",
+        )
     if backend == "onnxruntime":
         from lineahead.runtime.backends.onnxruntime import OnnxRuntimeSession
 

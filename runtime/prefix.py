@@ -66,6 +66,7 @@ def read_prefix(
     Raises:
         InputError: when there is nothing to read, or more than the positions cover.
     """
+    generator.artifact.require_decoder("a saved prefix")
     limit = generator.position_limit(ignore=ignore_position_limit)
     if not tokens:
         raise InputError("the text has no tokens", hint="Give at least one token.")
@@ -127,6 +128,7 @@ def continue_prefix(
         ArtifactError: when the file is damaged, or belongs to another model.
         InputError: when it holds more than one text, or there is nothing to continue with.
     """
+    generator.artifact.require_decoder("a saved prefix")
     session = generator.session
     texts = session.load_state(path)
     if len(texts) != 1 or session.length.tolist() != [len(texts[0])]:

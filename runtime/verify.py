@@ -133,7 +133,8 @@ def verify(
     )
     run = _Run(generator, encoded, wanted, progress)
     plain = run.decode("plain", [NoDrafter()] * len(encoded), 1)
-    texts = [[*prompt, *text] for prompt, text in zip(encoded, plain, strict=True)]
+    start = generator.artifact.start
+    texts = [[*(start or prompt), *text] for prompt, text in zip(encoded, plain, strict=True)]
     kinds = _drafters(generator, texts, batch)
     checks = [run.compare(name, size, drafters, plain) for name, size, drafters in kinds]
     found = [one for check in checks for one in check.divergences]
@@ -228,11 +229,12 @@ class _Run:
 
     def _explain(self, prompt: int, at: int, plain: Sequence[int], found: Sequence[int]) -> Divergence:
         """Teacher-force the common text in two ways, and compare margin and noise."""
-        text = [*self.prompts[prompt], *plain[:at]]
+        start, given = self.generator.artifact.start, self.prompts[prompt]
+        text, source = [*(start or given), *plain[:at]], given if start else ()
         session = self.generator.session
-        single = read(session, text, 1)
+        single = read(session, text, 1, source)
         margin = float(single[plain[at]] - single[found[at]])
-        shaken = [_read_shaken(session, text, seed) for seed in range(SHAKES)]
+        shaken = [_read_shaken(session, text, source, seed) for seed in range(SHAKES)]
         noise = max(float(np.abs(single - one).max()) for one in shaken)
         return Divergence(
             prompt=prompt,
@@ -245,12 +247,12 @@ class _Run:
         )
 
 
-def _read_shaken(session: Session, text: Sequence[int], seed: int) -> Floats:
+def _read_shaken(session: Session, text: Sequence[int], source: Sequence[int], seed: int) -> Floats:
     """Logits ``[V]`` after `text`, read token by token with one rounding's disturbance of the state."""
     last = min(SHAKEN_TOKENS, len(text) - 1)
     if not last:
-        return read(session, text, 1)
-    read(session, text[:-last], 1)
+        return read(session, text, 1, source)
+    read(session, text[:-last], 1, source)
     session.flush(np.zeros((1, 1), np.int64), np.ones(1, np.int64))
     random, rounding = np.random.default_rng(seed), ROUNDING.get(session.info.precision, 2.0**-22)
     state = session.read_state()
@@ -262,15 +264,18 @@ def _read_shaken(session: Session, text: Sequence[int], seed: int) -> Floats:
     return _read_on(session, text[-last:], 1)
 
 
-def read(session: Session, text: Sequence[int], chunk: int) -> Floats:
+def read(session: Session, text: Sequence[int], chunk: int, source: Sequence[int] = ()) -> Floats:
     """Logits ``[V]`` after `text`, read from an empty state in chunks.
 
     Args:
         session: its rows are replaced.
         text: at least one token.
         chunk: tokens per call.
+        source: what an encoder-decoder reads beside it.
     """
     session.reset(1)
+    if source:
+        session.read({0: source})
     return _read_on(session, text, chunk)
 
 

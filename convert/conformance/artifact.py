@@ -11,14 +11,17 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lineahead.convert.checkpoint import load_model, read_config
-from lineahead.convert.conformance.cells import FORMS, Cell, Form, Kind
+from lineahead.convert.conformance.cells import FORMS, Cell, Form
 from lineahead.convert.conformance.measure import Subject, measure
 from lineahead.convert.conformance.observe import FIRST_TOKEN, WINDOW
 from lineahead.convert.conformance.oracle import Text
-from lineahead.errors import ArtifactError
+from lineahead.errors import ArchitectureError, ArtifactError, SettingsError
+from lineahead.plugins.augmented_attention.huggingface.layers import LinearLayer
 from lineahead.plugins.augmented_attention.huggingface.modeling import layers_of
 from lineahead.plugins.augmented_attention.methods import PRESETS
+from lineahead.plugins.augmented_attention.roles import Role, role_settings
 from lineahead.plugins.augmented_attention.schema import AttentionSettings
+from lineahead.recipes.kind import kind_of
 
 GRAPH = Path("onnx") / "verifier.onnx"
 OWN = "its own settings"
@@ -38,28 +41,32 @@ def measure_artifact(
 
     Raises:
         ArtifactError: when the folder is not an artifact, or its code makes something else.
+        ArchitectureError: when it is an encoder-decoder without a language model's head.
         CheckpointError: when its weights are damaged.
     """
     config = read_config(folder)
     model = load_model(folder, dtype=torch.float32)
-    settings = layers_of(model.config)[0].settings
+    first, kind = layers_of(model.config)[0], kind_of(config)
+    if kind == "encoder-decoder" and model.get_output_embeddings() is None:
+        raise ArchitectureError(
+            f"{type(model).__name__} says no logits of tokens, which is what is compared",
+            hint="Run it on a language model of this family.",
+        )
     subject = Subject(
         family=str(config.get("base_model_type")),
-        kind=_kind(model),
-        preset=_name(settings),
+        kind=kind,
+        preset=_name(first),
         forms=tuple(forms or FORMS),
     )
     own = _own_code(folder) if trust_remote_code else None
     graph = folder / GRAPH
     return measure(
-        model, subject, graph=graph if graph.is_file() else None, own=own, prefix=_prefix(model, settings)
+        model,
+        subject,
+        graph=graph if graph.is_file() else None,
+        own=own,
+        prefix=_prefix(model, first.settings),
     )
-
-
-def _kind(model: PreTrainedModel) -> Kind:
-    if model.config.is_encoder_decoder:
-        return "encoder-decoder"
-    return "encoder" if layers_of(model.config)[0].role == "encoder" else "decoder"
 
 
 def _prefix(model: PreTrainedModel, settings: AttentionSettings) -> Text:
@@ -80,6 +87,13 @@ def _own_code(folder: Path) -> PreTrainedModel:
     return cast(PreTrainedModel, model.eval())
 
 
-def _name(settings: AttentionSettings) -> str:
-    """The preset with these settings, or what they are called when none has them."""
-    return next((name for name, one in PRESETS.items() if one == settings), OWN)
+def _name(layer: LinearLayer) -> str:
+    """The preset with this layer's settings, or what they are called when none has them."""
+    return next((name for name, one in PRESETS.items() if layer.settings in _forms(one, layer.role)), OWN)
+
+
+def _forms(settings: AttentionSettings, role: Role) -> list[AttentionSettings]:
+    try:
+        return [role_settings(settings, role, position_bias=biased) for biased in (False, True)]
+    except SettingsError:  # a method without this role is not the layer's
+        return []

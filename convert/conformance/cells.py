@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from lineahead.recipes.kind import Kind
+
 Form = Literal["reference", "training", "generate", "step", "onnxruntime"]
 Status = Literal["ok", "failed", "refused", "absent"]
-Kind = Literal["decoder", "encoder", "encoder-decoder"]
 
 FORMS: dict[Form, str] = {
     "reference": "the training form in float64",

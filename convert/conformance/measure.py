@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from lineahead.convert.conformance.cells import FORMS, SCENARIOS, Cell, Form, Kind, Status, absence, judged
+from lineahead.convert.conformance.cells import FORMS, SCENARIOS, Cell, Form, Status, absence, judged
 from lineahead.convert.conformance.observe import Seen
 from lineahead.convert.conformance.observers import GIVEN_POSITIONS, Observe, observers
 from lineahead.convert.conformance.oracle import (
@@ -22,6 +22,7 @@ from lineahead.convert.conformance.oracle import (
 )
 from lineahead.convert.onnx.parity import scaled_error
 from lineahead.errors import LineaheadError
+from lineahead.recipes.kind import Kind
 
 logger = logging.getLogger(__name__)
 LOOPED = 40  # tokens of the longest text that the per-token reference is run on

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lineahead.convert.conformance import observe
-from lineahead.convert.conformance.cells import Form, Kind
+from lineahead.convert.conformance.cells import Form
 from lineahead.convert.conformance.observe import Seen
 from lineahead.convert.conformance.oracle import Text, float64_model
 from lineahead.convert.onnx.graph import save, trace
@@ -21,6 +21,7 @@ from lineahead.plugins.augmented_attention.huggingface.layers import LinearLayer
 from lineahead.plugins.augmented_attention.huggingface.modeling import layers_of
 from lineahead.plugins.augmented_attention.huggingface.seq2seq_step import Seq2SeqStepModel
 from lineahead.plugins.augmented_attention.huggingface.step_model import StepModel
+from lineahead.recipes.kind import Kind
 
 GIVEN_POSITIONS = ("left padding", "decode", "batch")
 HELD = 40  # rows of the caches of softmax layers, beside a prefix
@@ -38,7 +39,7 @@ def observers(
         kind: what of a model it is.
         form: the implementation.
         graph: exported step graph; traced here when None.
-        prefix: tokens before every text of a decoder.
+        prefix: tokens before every text.
 
     Raises:
         LineaheadError: when the model has no such form.
@@ -46,16 +47,17 @@ def observers(
     vocabulary = cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
     texts = observe.drawn_texts(vocabulary)
     if kind == "encoder":
-        return _encoder(model, form, texts)
+        return _encoder(model, form, texts, prefix)
     if kind == "encoder-decoder":
-        return _encoder_decoder(model, form, texts, vocabulary)
+        return _encoder_decoder(model, form, texts, vocabulary, prefix)
     return _decoder(model, form, texts, vocabulary, graph=graph, prefix=prefix)
 
 
-def _encoder(model: PreTrainedModel, form: Form, texts: list[Text]) -> Observers:
+def _encoder(model: PreTrainedModel, form: Form, short: list[Text], prefix: Text) -> Observers:
+    texts = [prefix + text for text in short]
     if form == "reference":
         double = float64_model(model)
-        found: Observers = {"encoder": lambda: observe.read(double, texts[:1])}
+        found: Observers = {"encoder": lambda: observe.read(double, short[:1])}
     elif form == "training":
         found = {
             "encoder": lambda: observe.read(model, texts[:1]),
@@ -67,18 +69,22 @@ def _encoder(model: PreTrainedModel, form: Form, texts: list[Text]) -> Observers
     return _grouped(found, layers_of(model.config), "encoder")
 
 
-def _encoder_decoder(model: PreTrainedModel, form: Form, sources: list[Text], vocabulary: int) -> Observers:
+def _encoder_decoder(
+    model: PreTrainedModel, form: Form, short: list[Text], vocabulary: int, prefix: Text
+) -> Observers:
     """Targets are the sources backwards; there are fewer tokens in one of the sources than in its target."""
-    first, second = (text[::-1] for text in sources)
-    length, layers, pair = len(second), layers_of(model.config), [first, second]
+    sources = [prefix + text for text in short]
+    first, second = (prefix + text[::-1] for text in short)
+    length, layers, pair, before = len(second), layers_of(model.config), [first, second], len(prefix)
     crossed = [second, first[:length]]  # each beside the other's source
+    sizes = (before + observe.CHUNKS[0], *observe.CHUNKS[1:])
     found: Observers
     if form == "reference":
-        double = float64_model(model)
+        double, brief = float64_model(model), short[0][::-1]
         found = {
-            "encoder": lambda: observe.read(double, sources[:1]),
-            "prefill": lambda: observe.whole(double, pair[:1], sources[:1]),
-            "cross attention": lambda: observe.whole(double, pair[:1], sources[1:]),
+            "encoder": lambda: observe.read(double, short[:1]),
+            "prefill": lambda: observe.whole(double, [brief], short[:1]),
+            "cross attention": lambda: observe.whole(double, [brief], short[1:]),
         }
     elif form == "training":
         found = {
@@ -90,16 +96,16 @@ def _encoder_decoder(model: PreTrainedModel, form: Form, sources: list[Text], vo
     elif form == "generate":
         found = {
             "prefill": lambda: observe.cached(model, pair[:1], [len(first)], sources[:1]),
-            "chunked prefill": lambda: observe.cached(model, pair[:1], observe.CHUNKS, sources[:1]),
-            "decode": lambda: observe.generated(model, [(observe.START,)], sources[:1], tokens=9),
-            "chain": lambda: observe.cropped(model, first, sources[0], start=3),
-            "batch": lambda: observe.generated(model, [(observe.START,)] * 2, sources),
-            "cross attention": lambda: observe.cached(model, crossed, (4, 1, 2), sources),
+            "chunked prefill": lambda: observe.cached(model, pair[:1], sizes, sources[:1]),
+            "decode": lambda: observe.generated(model, [(observe.START, *prefix)], sources[:1], tokens=9),
+            "chain": lambda: observe.cropped(model, first, sources[0], start=before + 3),
+            "batch": lambda: observe.generated(model, [(observe.START, *prefix)] * 2, sources),
+            "cross attention": lambda: observe.cached(model, crossed, (before + 4, 1, 2), sources),
         }
     else:
         stepper = (Seq2SeqStepModel if form == "step" else StepModel)(_copy(model), layers)
         assert isinstance(stepper, Seq2SeqStepModel)  # the other refuses
-        cases = observe.step_cases(vocabulary)
+        cases = observe.step_cases(vocabulary, prefix)
         ways = {**{name: (name, sources) for name in cases}, "cross attention": ("batch", sources[::-1])}
         found = {
             name: functools.partial(_after_reading, stepper, cases[case], read)

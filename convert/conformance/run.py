@@ -21,7 +21,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 import lineahead
-from lineahead.convert.conformance.cells import FORMS, Cell, Form, Kind
+from lineahead.convert.conformance.cells import FORMS, Cell, Form
 from lineahead.convert.conformance.measure import Subject, measure, refused
 from lineahead.convert.conformance.observe import shrunk
 from lineahead.convert.replace import linearize
@@ -29,6 +29,7 @@ from lineahead.convert.tiny_models import limit_memory, randomize, tiny_model
 from lineahead.errors import ArchitectureError, InputError, LineaheadError
 from lineahead.plugins.augmented_attention.methods import PRESETS
 from lineahead.recipes.files import holding, write_text
+from lineahead.recipes.kind import Kind
 
 KINDS: dict[Kind, Sequence[str]] = {
     "decoder": tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),

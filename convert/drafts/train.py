@@ -27,6 +27,7 @@ from lineahead.convert.training.progress import Progress, stderr_progress
 from lineahead.convert.training.weights import freeze, resolve_precision
 from lineahead.errors import RecipeError, TrainingError
 from lineahead.recipes.files import sha256, write_text
+from lineahead.recipes.kind import require_decoder
 from lineahead.recipes.manifest import Draft as Record
 from lineahead.recipes.manifest import Manifest, read_manifest, write_manifest
 from lineahead.recipes.schema import Draft, Recipe
@@ -56,6 +57,7 @@ def train_draft(
         RecipeError: when the recipe has no ``draft`` section.
         TrainingError: when a loss is not finite.
     """
+    require_decoder(artifact, "a draft")
     draft = recipe.draft
     if draft is None:
         raise RecipeError(f"recipe {recipe.name!r} has no draft section", hint="Add `draft: {}` to it.")

@@ -23,6 +23,7 @@ from lineahead.errors import ExportError, LineaheadError, ParityError
 from lineahead.plugins.augmented_attention.huggingface.modeling import layers_of
 from lineahead.plugins.augmented_attention.huggingface.step_model import StepModel
 from lineahead.recipes.files import sha256, storage_error
+from lineahead.recipes.kind import require_decoder
 from lineahead.recipes.manifest import FILE, Export, read_manifest, write_manifest
 
 logger = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ def export_onnx(
         What was written.
 
     Raises:
+        ArtifactError: when the artifact is an encoder or encoder-decoder.
         ExportError: on an unknown precision, or when the exporter fails.
         ParityError: when a graph and eager disagree.
         StorageError: when the disk is full.
@@ -66,6 +68,7 @@ def export_onnx(
     unknown = sorted(set(precisions) - set(PRECISIONS))
     if unknown:
         raise ExportError(f"unknown precision {unknown[0]!r}", hint=f"Choose from: {', '.join(PRECISIONS)}.")
+    require_decoder(artifact, "export")
     report = progress or logger.info
     with _staging(artifact / FOLDER) as staging:
         written = [] if not precisions else _verifiers(artifact, staging, precisions, opset, report)

@@ -102,5 +102,11 @@ def _classifier(base: str, task: LabelTask, labels: int) -> tuple[PreTrainedMode
         raise ArchitectureError(
             f"{base}: {str(error).splitlines()[0]}", hint="Choose a model that can classify."
         ) from error
-    model.base_model.load_state_dict(loaded.model.base_model.state_dict())
+    body = model.base_model.load_state_dict(loaded.model.base_model.state_dict(), strict=False)
+    missing = [name for name in body.missing_keys if not name.startswith("pooler.")]  # part of the new head
+    if missing or body.unexpected_keys:
+        raise ArchitectureError(
+            f"{base}: no weight for {(missing or body.unexpected_keys)[0]!r} of a classifier",
+            hint="Choose a checkpoint of the whole model.",
+        )
     return model.eval(), tokenizer

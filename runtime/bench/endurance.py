@@ -56,6 +56,7 @@ def measure_endurance(
 
     Sampling at temperature 1 keeps the text from repeating itself for ever.
     """
+    generator.artifact.require_decoder("endurance")
     params = SamplingParams(max_tokens=tokens, ignore_eos=True, temperature=1.0, top_k=50)
     size = max(tokens // BUCKETS, 1)
     ends: list[int] = []

@@ -109,6 +109,7 @@ def bench(
         BackendError: when a baseline fails.
         InputError: when the prompts cannot be read, or a context is beyond the model's positions.
     """
+    read_artifact(folder).require_decoder("bench")
     report = BenchReport(machine=_machine(request.threads))
     tokens: list[int] = []
     for precision in request.precisions:

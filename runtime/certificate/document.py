@@ -100,6 +100,7 @@ def certify(
         InputError: without prompts, or with too few tokens for a text that folds into the state.
     """
     generator = opener("fp32")
+    generator.artifact.require_decoder("a certificate")
     chosen = [generator.encode(prompt) for prompt in prompts(generator)]
     if not chosen:
         raise InputError("no prompts to certify with", hint="Give a file with at least one prompt.")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lineahead.errors import InputError, LineaheadError, OverloadError
+from lineahead.runtime.artifact import read_artifact
 from lineahead.runtime.drafters import Drafter
 from lineahead.runtime.engine.job import Job, Sink
 from lineahead.runtime.engine.observer import EngineStatistics, Observer
@@ -97,9 +98,10 @@ class Engine:
         """Open an artifact folder; `options` are those of :meth:`Generator.load`.
 
         Raises:
-            ArtifactError: when a file is missing.
+            ArtifactError: when a file is missing, or the model is no decoder.
             BackendError: when the backend is not usable here, or cannot move single rows.
         """
+        read_artifact(Path(folder)).require_decoder("serving")
         return cls(Generator.load(folder, **options), config=config, observer=observer)
 
     def start(self) -> "Engine":

@@ -54,9 +54,10 @@ def test_exported_graph(name, source, tmp_path):
 
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if name not in CAUSAL])
-def test_encoder_methods_are_refused_before_anything_is_loaded(name, tmp_path):
+def test_encoder_methods_are_refused_for_a_decoder(name, source, tmp_path):
     with pytest.raises(SettingsError, match=r"linformer.*no causal form") as caught:
-        convert_checkpoint(tmp_path / "absent", tmp_path / "artifact", Recipe(method={"preset": name}))
+        convert_checkpoint(source, tmp_path / "artifact", Recipe(method={"preset": name}))
+    assert not (tmp_path / "artifact").exists()
     assert "encoder" in caught.value.hint
 
 

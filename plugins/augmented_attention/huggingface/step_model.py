@@ -147,7 +147,8 @@ class StepModel(nn.Module):
         head = model.get_output_embeddings()
         if head is None:
             raise ArchitectureError(
-                f"{type(model).__name__} has no output embeddings", hint="Load it as a causal language model."
+                f"{type(model).__name__} has no output embeddings",
+                hint="Convert a language model: this one has another head.",
             )
         self.model = model.eval().requires_grad_(False)
         if not model.config.is_encoder_decoder:  # whose decoder is given its positions by the subclass
