@@ -19,6 +19,7 @@ from lineahead.plugins.augmented_attention.huggingface.discover_roles import (
 from lineahead.plugins.augmented_attention.huggingface.layers import ATTRIBUTE, LinearLayer
 from lineahead.plugins.augmented_attention.huggingface.modeling import become_linear, route_attention
 from lineahead.plugins.augmented_attention.huggingface.softmax_layers import local_layers
+from lineahead.plugins.augmented_attention.local_kernels import capped
 from lineahead.plugins.augmented_attention.roles import role_settings
 from lineahead.plugins.augmented_attention.schema import AttentionSettings
 
@@ -49,7 +50,8 @@ def linearize(
 
     Raises:
         ArchitectureError: when the attention cannot be replaced.
-        SettingsError: when the method has no causal form; it says why.
+        SettingsError: when the method has no causal form, or no form under the model's cap on scores; it
+            says why.
         InputError: when `layers` or `keep` names no such layer, no layer is left, or the model is linear
             already.
     """
@@ -72,7 +74,12 @@ def linearize(
     if not wanted:
         raise InputError("no layer is left to convert", hint="Keep fewer layers.")
     converted = [
-        LinearLayer(name=layer.name, index=layer.index, shape=layer.shape, settings=settings)
+        LinearLayer(
+            name=layer.name,
+            index=layer.index,
+            shape=layer.shape,
+            settings=replace(settings, local=capped(settings.local, layer.softcap)),
+        )
         for layer in found
         if layer.index in wanted
     ]

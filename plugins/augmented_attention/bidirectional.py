@@ -12,7 +12,7 @@ from lineahead.plugins.augmented_attention.linformer import LINFORMER, mixtures
 from lineahead.plugins.augmented_attention.local_kernels import LOCAL_KERNELS
 from lineahead.plugins.augmented_attention.parallel import with_previous
 from lineahead.plugins.augmented_attention.schema import AttentionSettings
-from lineahead.plugins.augmented_attention.step import unit, without_autocast
+from lineahead.plugins.augmented_attention.step import normalised, unit, without_autocast
 
 
 @without_autocast
@@ -61,10 +61,7 @@ def bidirectional(
     Source: You et al., 2024, arXiv:2406.07368, section 4, for encoders; Hua et al., 2022, arXiv:2202.10447.
     """
     dtype, compute = query.dtype, torch.promote_types(query.dtype, torch.float32)
-    if settings.qk_norm:
-        query = unit(query.to(compute), settings.eps).to(dtype)
-        key = unit(key.to(compute), settings.eps).to(dtype)
-    query, key = query.to(compute), key.to(compute)
+    query, key = (normalised(x, settings).to(compute) for x in (query, key))
     text = _Text.of(query, key, settings, count)
     zero = torch.zeros((), dtype=compute, device=query.device)
     value = torch.where(text.valid[:, None, :, None], value.to(compute), zero)

@@ -6,7 +6,7 @@ from torch import Tensor
 from lineahead.plugins.augmented_attention import feature_maps
 from lineahead.plugins.augmented_attention.blend import blend
 from lineahead.plugins.augmented_attention.schema import AttentionSettings
-from lineahead.plugins.augmented_attention.step import unit, without_autocast
+from lineahead.plugins.augmented_attention.step import normalised, without_autocast
 
 
 @without_autocast
@@ -33,8 +33,7 @@ def summarise(
         state ``[B, Hkv, F, Dv]`` and norm ``[B, Hkv, F]``, at least float32.
     """
     compute = torch.promote_types(key.dtype, torch.float32)
-    if settings.qk_norm:
-        key = unit(key.to(compute), settings.eps).to(key.dtype)
+    key = normalised(key, settings)
     features = feature_maps.get(settings.feature_map).apply(key.to(compute), key_map.to(compute), scale)
     values = value.to(compute)
     if valid is not None:
@@ -76,9 +75,7 @@ def cross_attention(
     """
     batch, heads, nodes, _ = query.shape
     compute, shared = torch.promote_types(query.dtype, torch.float32), state.shape[1]
-    queries = query.to(compute)
-    if settings.qk_norm:
-        queries = unit(queries, settings.eps).to(query.dtype).to(compute)
+    queries = normalised(query, settings).to(compute)
     features = feature_maps.get(settings.feature_map).apply(queries, query_map.to(compute), scale)
     features = features.reshape(batch, shared, heads // shared * nodes, -1)
     zero = torch.zeros((), dtype=compute, device=query.device)

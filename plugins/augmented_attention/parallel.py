@@ -8,7 +8,7 @@ from lineahead.plugins.augmented_attention import feature_maps
 from lineahead.plugins.augmented_attention.blend import blend
 from lineahead.plugins.augmented_attention.local_kernels import LOCAL_KERNELS
 from lineahead.plugins.augmented_attention.schema import AttentionSettings, require_causal
-from lineahead.plugins.augmented_attention.step import unit, without_autocast
+from lineahead.plugins.augmented_attention.step import normalised, unit, without_autocast
 
 
 @without_autocast
@@ -52,9 +52,7 @@ def parallel(
     batch, heads, length, _ = query.shape
     shared, size = key.shape[1], settings.window
     compute, dtype = torch.promote_types(query.dtype, torch.float32), query.dtype
-    if settings.qk_norm:
-        query = unit(query.to(compute), settings.eps).to(dtype)
-        key = unit(key.to(compute), settings.eps).to(dtype)
+    query, key = normalised(query, settings), normalised(key, settings)
     back = 1 if settings.pattern == "sliding" else 0  # earlier chunks that a local window can reach
     extra = -length % size
     query, key, value = (functional.pad(x.to(compute), (0, 0, 0, extra)) for x in (query, key, value))

@@ -46,6 +46,13 @@ def unit(x: Tensor, eps: float) -> Tensor:
     return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + eps)
 
 
+def normalised(x: Tensor, settings: AttentionSettings) -> Tensor:
+    """Rows of length 1 if the settings ask for them, rounded to the type in which they came."""
+    if not settings.qk_norm:
+        return x
+    return unit(x.to(torch.promote_types(x.dtype, torch.float32)), settings.eps).to(x.dtype)
+
+
 def pick(x: Tensor, row: Tensor) -> Tensor:
     """Rows of ``x [B, H, N, D]`` by index ``[B, M]``: ``[B, H, M, D]``."""
     return x.gather(2, row[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
@@ -158,9 +165,7 @@ def step(
     require_causal(settings, "the step form")
     batch, heads, nodes, _ = query.shape
     shared, compute = key.shape[1], torch.promote_types(query.dtype, torch.float32)
-    if settings.qk_norm:
-        query = unit(query.to(compute), settings.eps).to(query.dtype)
-        key = unit(key.to(compute), settings.eps).to(key.dtype)
+    query, key = normalised(query, settings), normalised(key, settings)
     state, norm, window_key, window_value = commit(
         length, accept_index, accept_count, state, norm, window_key, window_value, pending_key, pending_value,
         key_map, settings=settings, scale=scale,

@@ -28,7 +28,7 @@ ROWS = (
     ("no scale in mixtures", LINFORMER, "keys.transpose(2, 3) * scale", "keys.transpose(2, 3)"),
     ("source padding summed", CROSS, "if valid is not None:", "if False:"),
     ("no scale in the source", CROSS, "key_map.to(compute), scale)", "key_map.to(compute), 1.0)"),
-    ("queries as they are", CROSS, "queries = unit(queries, settings.eps)", "queries = (queries)"),
+    ("queries as they are", CROSS, "queries = normalised(query, settings)", "queries = query"),
     ("weight forgotten", CROSS, "alpha=alpha.to(compute)[:, None, None]", "alpha=torch.ones_like(alpha).to(compute)[:, None, None]"),
     ("causal filter", MODULE, "torch.zeros(shape.heads, settings.conv_width)", "torch.zeros(shape.heads, settings.conv_taps)"),
 )  # fmt: skip

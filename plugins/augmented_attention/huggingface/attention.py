@@ -18,6 +18,7 @@ from lineahead.errors import ArchitectureError, InputError
 from lineahead.plugins.augmented_attention.huggingface.cache import StateLayer
 from lineahead.plugins.augmented_attention.huggingface.layers import ATTRIBUTE
 from lineahead.plugins.augmented_attention.huggingface.padding import Packing, token_columns
+from lineahead.plugins.augmented_attention.huggingface.running import Running
 from lineahead.plugins.augmented_attention.huggingface.summary import SummaryLayer, source_columns
 from lineahead.plugins.augmented_attention.module import AugmentedAttention, CrossAttention
 
@@ -64,31 +65,22 @@ class _SoftmaxMode:
     record: Record | None
 
 
-_MODE: ContextVar[_SoftmaxMode | None] = ContextVar("lineahead_mode", default=None)
+_MODE: Running[_SoftmaxMode] = Running("lineahead_mode")
 _LAYER: ContextVar[StateLayer | SummaryLayer | None] = ContextVar("lineahead_layer", default=None)
 
 
 @contextmanager
 def teacher() -> Iterator[None]:
     """Within it, converted layers run the original softmax attention, with its KV cache if one is used."""
-    with _softmax_mode(None):
+    with _MODE.holding(_SoftmaxMode(record=None)):
         yield
 
 
 @contextmanager
 def transfer(record: Record) -> Iterator[None]:
     """Like :func:`teacher`, and `record` is given every converted layer's inputs and softmax output."""
-    with _softmax_mode(record):
+    with _MODE.holding(_SoftmaxMode(record=record)):
         yield
-
-
-@contextmanager
-def _softmax_mode(record: Record | None) -> Iterator[None]:
-    token = _MODE.set(_SoftmaxMode(record=record))
-    try:
-        yield
-    finally:
-        _MODE.reset(token)
 
 
 def in_softmax_mode() -> bool:

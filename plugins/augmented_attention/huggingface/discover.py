@@ -31,18 +31,21 @@ class FoundLayer:
         name: dotted path of the attention module.
         index: its ``layer_idx``.
         shape: its heads.
+        softcap: bound of its scores; None without.
     """
 
     name: str
     index: int
     shape: LayerShape
+    softcap: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
     """One call of the attention function: by whom, shapes, mask.
 
-    `plain`: whether scores have no cap or sinks; `window`: what the module applies itself, 0 for none.
+    `softcap`: bound of the scores; `plain`: whether they have no cap or sinks; `window`: what the module
+    applies itself, 0 for none.
     """
 
     module: nn.Module
@@ -52,6 +55,7 @@ class Call:
     causal: bool
     position_bias: bool
     mask: Tensor | None
+    softcap: float | None
     plain: bool
     window: int
 
@@ -141,6 +145,7 @@ def probe(
                 position_bias=kwargs.get("position_bias") is not None,
                 mask=attention_mask,
                 window=int(kwargs.get("local_window", 0)),
+                softcap=kwargs.get("softcap"),
                 plain=kwargs.get("softcap") is None and kwargs.get("s_aux") is None,
             )
         )
@@ -217,4 +222,4 @@ def _layer(kind: str, call: Call, name: str | None, times: int) -> FoundLayer:
     assert name is not None
     assert isinstance(index, int)
     shape = LayerShape(heads=heads, kv_heads=kv_heads, head_dim=dim, value_dim=value_dim)
-    return FoundLayer(name=name, index=index, shape=shape)
+    return FoundLayer(name=name, index=index, shape=shape, softcap=call.softcap)

@@ -1,8 +1,6 @@
 """An encoder-decoder as the explicit-state step graph of its decoder, and the reading of sources."""
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from contextvars import ContextVar
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -15,6 +13,7 @@ from lineahead.errors import ArchitectureError
 from lineahead.plugins.augmented_attention.huggingface.attention import operator_of, whole_text
 from lineahead.plugins.augmented_attention.huggingface.layers import LinearLayer
 from lineahead.plugins.augmented_attention.huggingface.modeling import is_hybrid
+from lineahead.plugins.augmented_attention.huggingface.running import Running
 from lineahead.plugins.augmented_attention.huggingface.step_model import ATTENTION_NAME as DECODER
 from lineahead.plugins.augmented_attention.huggingface.step_model import StepModel
 from lineahead.plugins.augmented_attention.huggingface.summary import source_columns
@@ -38,16 +37,7 @@ class _Forward:
     position: Tensor | None = None
 
 
-_FORWARD: ContextVar[_Forward | None] = ContextVar("lineahead_seq2seq_forward", default=None)
-
-
-@contextlib.contextmanager
-def _running(forward: _Forward) -> Iterator[_Forward]:
-    token = _FORWARD.set(forward)
-    try:
-        yield forward
-    finally:
-        _FORWARD.reset(token)
+_FORWARD: Running[_Forward] = Running("lineahead_seq2seq_forward")
 
 
 def _attention(
@@ -144,7 +134,7 @@ class Seq2SeqStepModel(StepModel):
             What :attr:`extra_names` names.
         """
         model, mask = cast(Any, self.model), valid.long()
-        with _running(_Forward()) as forward:
+        with _FORWARD.holding(_Forward()) as forward:
             hidden = model.get_encoder()(input_ids=input_ids, attention_mask=mask).last_hidden_state
             model.get_decoder()(
                 input_ids=torch.zeros_like(input_ids[:, :1]),
@@ -160,7 +150,7 @@ class Seq2SeqStepModel(StepModel):
         carried = arguments[own:]
         pairs = zip(carried[::2], carried[1::2], strict=True)
         summaries = {layer.index: pair for layer, pair in zip(self.crosses, pairs, strict=True)}
-        with _running(_Forward(summaries=summaries)):
+        with _FORWARD.holding(_Forward(summaries=summaries)):
             return (*super().forward(*arguments[:own]), *carried)
 
     def logits(self, input_ids: Tensor, position: Tensor) -> Tensor:

@@ -1,8 +1,6 @@
 """A transformers causal LM as the explicit-state step graph: export traces it, the eager backend runs it."""
 
-import contextlib
-from collections.abc import Iterator, Sequence
-from contextvars import ContextVar
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +13,7 @@ from lineahead.plugins.augmented_attention.custom_op import attributes, augmente
 from lineahead.plugins.augmented_attention.huggingface.layers import ATTRIBUTE, LinearLayer
 from lineahead.plugins.augmented_attention.huggingface.modeling import is_hybrid
 from lineahead.plugins.augmented_attention.huggingface.positions import require_given_positions
+from lineahead.plugins.augmented_attention.huggingface.running import Running
 from lineahead.plugins.augmented_attention.huggingface.softmax_layers import SoftmaxLayer, softmax_layers
 from lineahead.plugins.augmented_attention.masks import tree_depth
 from lineahead.plugins.augmented_attention.module import AugmentedAttention
@@ -45,16 +44,7 @@ class _Call:
     hidden: Tensor | None = None
 
 
-_CALL: ContextVar[_Call | None] = ContextVar("lineahead_step_call", default=None)
-
-
-@contextlib.contextmanager
-def _running(call: _Call) -> Iterator[_Call]:
-    token = _CALL.set(call)
-    try:
-        yield call
-    finally:
-        _CALL.reset(token)
+_CALL: Running[_Call] = Running("lineahead_step_call")
 
 
 def _attention(
@@ -190,7 +180,7 @@ class StepModel(nn.Module):
             operands={layer.index: self._operands(layer.index) for layer in self.layers},
         )
         position = (length + accept_count)[:, None] + tree_depth(ancestors)
-        with _running(call):
+        with _CALL.holding(call):
             logits = self.logits(input_ids, position)
         assert call.hidden is not None
         return (logits.float(), call.hidden.float(), length + accept_count, *self._present(call))

@@ -70,6 +70,12 @@ VARIANTS |= {
     for name, settings in PRESETS.items()
     if settings.causal and settings not in (PRESETS["augmented"], PRESETS["softmax-hedgehog"])
 }
+UNCOMPILED: dict[str, dict[str, Any]] = {  # what no compiled kernel has
+    "capped-softmax": {
+        "local": "softmax_cap50", "pattern": "sliding", "feature_map": "hedgehog",
+        "normalizer": "denominator", "qk_norm": False, "window": 6, "conv_taps": 3,
+    },
+}  # fmt: skip
 SMALL = tuple(name for name in VARIANTS if name not in PRESET_NAMES)
 
 
@@ -89,7 +95,7 @@ class Forms:
     roles: Any
 
     def settings(self, name: str) -> Any:
-        return self.schema.AttentionSettings(**VARIANTS[name])
+        return self.schema.AttentionSettings(**(VARIANTS | UNCOMPILED)[name])
 
 
 class Case:

@@ -50,6 +50,7 @@ def collision(scores, near):
 LOCAL_KERNELS = {  # scores, and which of them count
     "relu2": lambda scores, near: np.maximum(scores, 0) ** 2,
     "softmax": shifted_exponential,
+    "softmax_cap50": lambda scores, near: shifted_exponential(50 * np.tanh(scores / 50), near),
     "yoso": collision,
 }
 NORMALIZERS = {  # row [..., Dv], its weights' sum [..., 1], eps

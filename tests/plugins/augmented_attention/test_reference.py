@@ -5,7 +5,7 @@ import operator_checks as checks
 import pytest
 import torch
 
-ALL = tuple(cases.VARIANTS)
+ALL = (*cases.VARIANTS, *cases.UNCOMPILED)
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -1,6 +1,9 @@
 """Tiny random models of the families, softmax and linear."""
 
+import importlib.util
 import os
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +13,10 @@ from transformers import AutoModelForCausalLM
 from lineahead.convert.replace import linearize
 from lineahead.plugins.augmented_attention.huggingface.fixed_layer import CACHE
 from lineahead.plugins.augmented_attention.methods import PRESETS
+
+_spec = importlib.util.spec_from_file_location("shaking", Path(__file__).with_name("shaking.py"))
+shaking = sys.modules["shaking"] = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(shaking)
 
 VOCABULARY = 97
 COMMON = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None}
@@ -71,11 +78,7 @@ def linear_model(softmax_model):
     def build(settings, family="llama", layers=None, **changes):
         model = softmax_model(family, **changes)
         linearize(model, settings, layers=layers)
-        generator = torch.Generator().manual_seed(1)
-        for name, weight in model.named_parameters():
-            if ".lineahead." in name:
-                weight.data += 0.3 * torch.randn(weight.shape, generator=generator)
-        return model
+        return shaking.shake(model)
 
     return build
 

@@ -1,10 +1,9 @@
 """T5 and BART: two-sided encoder, causal decoder, cross attention over a summary; caches, beams, saving."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 import transformers
+from shaking import shake, small
 
 from lineahead.convert.checkpoint import load_model, save_artifact
 from lineahead.convert.replace import linearize, linearize_roles
@@ -14,7 +13,6 @@ from lineahead.plugins.augmented_attention.huggingface.cache import StateLayer
 from lineahead.plugins.augmented_attention.huggingface.fixed_layer import CACHE
 from lineahead.plugins.augmented_attention.huggingface.modeling import layers_of
 from lineahead.plugins.augmented_attention.huggingface.summary import SummaryLayer
-from lineahead.plugins.augmented_attention.methods import PRESETS
 
 VOCABULARY = 61
 SPECIAL = {"vocab_size": VOCABULARY, "pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
@@ -37,19 +35,6 @@ def softmax_model(family, task="ForConditionalGeneration", **changes):
     config = getattr(transformers, kind)(**{**SPECIAL, **sizes, **changes})
     prefix = kind.removesuffix("Config")
     return getattr(transformers, prefix + task)(config).eval()
-
-
-def small(name):
-    settings = PRESETS[name]
-    return replace(settings, window=8, conv_taps=min(settings.conv_taps, 4))
-
-
-def shake(model):
-    generator = torch.Generator().manual_seed(1)
-    for name, weight in model.named_parameters():
-        if ".lineahead." in name:
-            weight.data += 0.3 * torch.randn(weight.shape, generator=generator)
-    return model
 
 
 def linear_model(name, family="t5", **options):

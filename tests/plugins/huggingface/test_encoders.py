@@ -3,11 +3,11 @@
 import json
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 import torch
 import transformers
+from shaking import shake, small
 
 from lineahead.convert.checkpoint import load_model, save_artifact
 from lineahead.convert.replace import linearize
@@ -30,20 +30,6 @@ def softmax_encoder(family, task="ForSequenceClassification", **changes):
     config, prefix = FAMILIES[family]
     made = getattr(transformers, config)(**{**SIZES, **changes})
     return getattr(transformers, prefix + task)(made).eval()
-
-
-def small(name):
-    """The preset with groups that a short text crosses."""
-    settings = PRESETS[name]
-    return replace(settings, window=8, conv_taps=min(settings.conv_taps, 4))
-
-
-def shake(model):
-    generator = torch.Generator().manual_seed(1)
-    for name, weight in model.named_parameters():
-        if ".lineahead." in name:
-            weight.data += 0.3 * torch.randn(weight.shape, generator=generator)
-    return model
 
 
 def encoder(name, family="bert", **options):
