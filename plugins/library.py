@@ -108,6 +108,24 @@ def cached(headers: Headers, architectures: Sequence[str] = ARCHITECTURES) -> Pa
     return cache_folder() / "plugins" / hashlib.sha256(parts.encode()).hexdigest()[:16] / LIBRARY
 
 
+def built(version: str) -> list[Path]:
+    """Libraries in the cache of the present sources for a TensorRT version, newest first.
+
+    Args:
+        version: TensorRT's, such as ``8.6.1``; its first two numbers must be the headers'.
+    """
+    found = sorted(
+        (cache_folder() / "plugins").glob(f"*/{LIBRARY}"), key=lambda path: path.stat().st_mtime, reverse=True
+    )
+    wanted, hash_ = version.split(".")[:2], source_hash()
+    known = ((path, describe(path)["build"]) for path in found)
+    return [
+        path
+        for path, one in known
+        if one["source_hash"] == hash_ and one["tensorrt"].split(".")[:2] == wanted
+    ]
+
+
 def build(headers: Headers, *, architectures: Sequence[str] = ARCHITECTURES, jobs: int | None = None) -> Path:
     """The library, built when the cache has none for these sources, headers and architectures.
 

@@ -5,13 +5,14 @@ import errno
 import hashlib
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock
 
-from lineahead.errors import StorageError
+from lineahead.errors import LineaheadError, StorageError
 
 
 @contextlib.contextmanager
@@ -35,6 +36,30 @@ def replacing(target: Path) -> Iterator[Path]:
         raise storage_error(target, error) from error
     finally:
         _remove(temporary)
+
+
+@contextlib.contextmanager
+def scratch_folder(folder: Path, prefix: str) -> Iterator[Path]:
+    """A temporary folder inside `folder`, on the same file system, removed at the end.
+
+    What a killed run left there under `prefix` is removed too: one run at a time works in a folder.
+
+    Raises:
+        StorageError: when the disk is full or the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for stale in folder.glob(f"{prefix}*"):
+            shutil.rmtree(stale, ignore_errors=True)
+        made = Path(tempfile.mkdtemp(prefix=prefix, dir=folder))
+        try:
+            yield made
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+    except OSError as error:
+        if isinstance(error, LineaheadError) or error.errno is None:
+            raise
+        raise storage_error(folder, error) from error
 
 
 @contextlib.contextmanager

@@ -3,10 +3,7 @@
 import gc
 import logging
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import onnx
@@ -22,7 +19,7 @@ from lineahead.convert.onnx.recurrent_draft import export_recurrent
 from lineahead.errors import ExportError, LineaheadError, ParityError
 from lineahead.plugins.augmented_attention.huggingface.modeling import layers_of
 from lineahead.plugins.augmented_attention.huggingface.step_model import StepModel
-from lineahead.recipes.files import sha256, storage_error
+from lineahead.recipes.files import scratch_folder, sha256
 from lineahead.recipes.kind import require_decoder
 from lineahead.recipes.manifest import FILE, Export, read_manifest, write_manifest
 
@@ -70,7 +67,7 @@ def export_onnx(
         raise ExportError(f"unknown precision {unknown[0]!r}", hint=f"Choose from: {', '.join(PRECISIONS)}.")
     require_decoder(artifact, "export")
     report = progress or logger.info
-    with _staging(artifact / FOLDER) as staging:
+    with scratch_folder(artifact / FOLDER, STAGING) as staging:
         written = [] if not precisions else _verifiers(artifact, staging, precisions, opset, report)
         if draft or (draft is None and (artifact / "draft").is_dir()):
             report("draft graph")
@@ -151,27 +148,6 @@ def _trace(artifact: Path, path: Path, opset: int) -> None:
     finally:
         del model
         gc.collect()
-
-
-@contextmanager
-def _staging(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside the graphs, on the same file system, removed at the end.
-
-    What a killed export left there is removed too: one export of an artifact runs at a time.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for stale in folder.glob(f"{STAGING}*"):
-            shutil.rmtree(stale, ignore_errors=True)
-        staging = Path(tempfile.mkdtemp(prefix=STAGING, dir=folder))
-        try:
-            yield staging
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-    except OSError as error:
-        if isinstance(error, LineaheadError) or error.errno is None:
-            raise
-        raise storage_error(folder, error) from error
 
 
 def _publish(staging: Path, folder: Path, record: Export) -> Export:

@@ -115,7 +115,11 @@ def _configure(trt: Any, config: Any, network: Any, request: BuildRequest) -> No
 
 
 def _constrain(trt: Any, layer: Any) -> None:
-    """Hold a layer of a weakly typed network to the types that the graph gave it."""
+    """Hold a layer of a weakly typed network to the type that TensorRT tells of its output.
+
+    TensorRT 8.6 tells float32 of 16-bit constants, casts and products, so arithmetic stays wide (see
+    docs/notes/tensorrt.md, also for what happened with the types of the graph).
+    """
     floats = (trt.float32, trt.float16)
     untyped = (trt.LayerType.CONSTANT, trt.LayerType.SHAPE, trt.LayerType.CAST, trt.LayerType.PLUGIN_V2)
     if layer.type in untyped or layer.num_outputs == 0:

@@ -1,20 +1,22 @@
 """Whether an engine says what the exported graph says in ONNX Runtime, on the script that judges exports."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lineahead.convert.onnx.rollout import Array, Backend, Case, cases, run
-from lineahead.errors import BackendError, ParityError
+from lineahead.convert.onnx.rollout import Array, Backend, Case, Turn, cases, run
+from lineahead.errors import BackendError, ExportError, ParityError
 from lineahead.plugins.step_graph import CALL_INPUTS, LENGTH_IN, LENGTH_OUT
 from lineahead.plugins.tensorrt.call import CALL_NAMES, Sizes, choose, fill
 from lineahead.plugins.tensorrt.cuda import Device
-from lineahead.plugins.tensorrt.engine import BYTES, Engine
+from lineahead.plugins.tensorrt.engine import BYTES, Engine, Tensor
 from lineahead.plugins.tensorrt.record import Bucket
 
-# Chosen, not measured: no engine has been built with this yet (docs/notes/tensorrt.md).
+INPUT_OF = {"present": "past", "pending_out": "pending"}
+# Chosen, not measured: no engine's difference has been measured yet (docs/notes/tensorrt.md).
 BOUND = {"fp32": 2e-3, "fp16": 5e-2, "bf16": 3e-1}
 
 
@@ -39,6 +41,7 @@ def compare(
 
     Raises:
         BackendError: when ONNX Runtime is missing.
+        ExportError: when no call of the script fits the buckets.
     """
     try:
         import onnxruntime
@@ -68,15 +71,41 @@ def compare(
         script = [
             Case(name=script[0].name, turns=[one for one in script[0].turns if one.tokens.shape[1] > 1])
         ]
-    for case in script:
-        batch = len(case.turns[0].tokens)
-        widest = max(turn.tokens.shape[1] for turn in case.turns)
-        if batch > max(one.batch for one in buckets) or widest > largest:
-            continue
+    fitting = [case for one in script if (case := fitted(one, buckets)) is not None]
+    if not fitting:
+        raise ExportError(
+            f"no call of the script fits an engine of at most {largest} nodes, so it cannot be judged",
+            hint="Build a larger bucket, too: `--bucket 1x8`.",
+        )
+    for case in fitting:
         for expected, got in zip(run(reference, case, empty), run(judged, case, empty), strict=True):
             for left, right in zip(expected, got, strict=True):
                 worst = max(worst, scaled_error(left, right))
     return worst
+
+
+def fitted(case: Case, buckets: Sequence[Bucket]) -> Case | None:
+    """A case in calls that the buckets can take, longer chains in parts; None when that cannot be."""
+    turns: list[Turn] = []
+    for turn in case.turns:
+        batch, nodes = turn.tokens.shape
+        largest = max((one.nodes for one in buckets if one.batch >= batch), default=0)
+        if nodes <= largest:
+            turns.append(turn)
+        elif largest and all(path == [*range(nodes)] for path in turn.accepted):
+            for start in range(0, nodes, largest):
+                part = slice(start, min(start + largest, nodes))
+                size = part.stop - start
+                turns.append(
+                    Turn(
+                        tokens=turn.tokens[:, part],
+                        ancestors=turn.ancestors[:, part, part],
+                        accepted=[[*range(size)] for _ in range(batch)],
+                    )
+                )
+        else:
+            return None
+    return replace(case, turns=turns)
 
 
 def scaled_error(expected: Array, got: Array) -> float:
@@ -160,8 +189,7 @@ class _Run:
         found: dict[str, tuple[Array, Any]] = {}
         for name, tensor in self.engine.tensors.items():
             if not tensor.is_input:
-                rows = self.sizes.results if name in ("logits", "hidden_states") else self.sizes.nodes
-                shape = self._shape(tensor.shape, rows)
+                shape = self._output_shape(name, tensor)
                 raw = np.zeros(int(np.prod(shape)) * BYTES[tensor.dtype], np.uint8)
                 self.addresses[name] = self.device.allocate(raw.nbytes)
                 found[name] = raw, (shape, tensor.dtype)
@@ -177,6 +205,13 @@ class _Run:
         self.device.upload(address, array)
         self.device.synchronize()
         return address
+
+    def _output_shape(self, name: str, tensor: Tensor) -> tuple[int, ...]:
+        """From the sizes of the call and the carried inputs: an engine's own word is of its first profile."""
+        head, _, tail = name.partition(".")
+        if head in INPUT_OF:
+            return self._shape(self.engine.tensors[f"{INPUT_OF[head]}.{tail}"].shape, self.sizes.nodes)
+        return (self.sizes.batch, self.sizes.results, tensor.shape[-1])
 
     def _shape(self, shape: Sequence[int], rows: int) -> tuple[int, ...]:
         return (self.sizes.batch, *(rows if axis < 0 else axis for axis in shape[1:]))

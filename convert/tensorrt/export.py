@@ -3,9 +3,7 @@
 import logging
 import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +40,7 @@ from lineahead.plugins.tensorrt.record import (
     engine_name,
     file_hash,
 )
+from lineahead.recipes.files import scratch_folder
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +130,7 @@ def export_tensorrt(
     trt = tensorrt_module()
     work = _Work(artifact, trt, CudaDevice(), options, progress or logger.info)
     found = plugin_library(trt, library)
-    with _staging(work.folder) as staging:
+    with scratch_folder(work.folder, STAGING) as staging:
         _publish_library(found, work.folder, staging)
         load_plugins(trt, work.folder / LIBRARY)
         return [work.one(kind, precision, staging) for precision in precisions for kind in kinds]
@@ -230,16 +229,3 @@ def _publish_library(found: Path, folder: Path, staging: Path) -> None:
     part = staging / LIBRARY
     shutil.copyfile(found, part)
     os.replace(part, target)
-
-
-@contextmanager
-def _staging(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside the engines, removed at the end."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for stale in folder.glob(f"{STAGING}*"):
-        shutil.rmtree(stale, ignore_errors=True)
-    staging = Path(tempfile.mkdtemp(prefix=STAGING, dir=folder))
-    try:
-        yield staging
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)

@@ -142,6 +142,18 @@ class CudaDevice:
         """Wait for the stream."""
         self._call("cudaStreamSynchronize", self._stream)
 
+    def milliseconds(self, work: Callable[[], None]) -> float:
+        """What the device spends on `work`, which is enqueued between two events."""
+        start, end = (self._call("cudaEventCreate") for _ in range(2))
+        self._call("cudaEventRecord", start, self._stream)
+        work()
+        self._call("cudaEventRecord", end, self._stream)
+        self.synchronize()
+        found = float(self._call("cudaEventElapsedTime", start, end))
+        for event in (start, end):
+            self._call("cudaEventDestroy", event)
+        return found
+
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         """Record a CUDA graph."""
         mode = self._api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal

@@ -2,7 +2,7 @@
 
 import ctypes
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,7 +25,7 @@ class Tensor:
     Attributes:
         name: of the graph's port.
         dtype: as NumPy names it, or ``bfloat16``.
-        shape: -1 where the axis varies.
+        shape: -1 where the axis varies; of outputs, TensorRT 8.6 tells the sizes in the first profile.
         is_input: whether the caller fills it.
     """
 
@@ -46,6 +46,11 @@ class Engine(Protocol):
         self, profile: int, shapes: Mapping[str, Shape], addresses: Mapping[str, int]
     ) -> Callable[[], None]:
         """Fix a profile, the inputs' shapes and every buffer; returns what enqueues one run."""
+
+    def profile_layers(
+        self, enqueue: Callable[[], None], profile: int, shapes: Mapping[str, Shape]
+    ) -> dict[str, float]:
+        """Milliseconds of every layer in one run."""
 
 
 def tensorrt_module() -> Any:
@@ -156,6 +161,11 @@ class TensorRTEngine:
         """Inputs and outputs by name."""
         return self._tensors
 
+    def largest_shapes(self, names: Sequence[str]) -> list[dict[str, Shape]]:
+        """Largest shapes of inputs, one mapping a profile."""
+        count, shape = self._engine.num_optimization_profiles, self._engine.get_tensor_profile_shape
+        return [{name: tuple(shape(name, place)[2]) for name in names} for place in range(count)]
+
     def context(self, profile: int, shapes: Mapping[str, Shape]) -> Any:
         """The execution context for a profile and shapes."""
         key = (profile, tuple(sorted(shapes.items())))
@@ -209,4 +219,7 @@ class TensorRTEngine:
         context.profiler = Collect()
         enqueue()
         self._device.synchronize()
+        self._contexts.pop(
+            (profile, tuple(sorted(shapes.items())))
+        )  # one that is profiled cannot be captured
         return dict(found)

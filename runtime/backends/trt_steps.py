@@ -85,6 +85,7 @@ class Step:
         addresses = {name: self._block + start for name, start in offsets.items()}
         addresses |= memory.addresses(side)
         addresses |= {LOGITS: results.logits, HIDDEN_STATES: results.hidden}
+        self._engine, self._shapes = engine, shapes
         self._enqueue = engine.prepare(sizes.profile, shapes, addresses)
         self._launch: Callable[[], None] | None = None
 
@@ -98,6 +99,15 @@ class Step:
         else:
             self._launch()
             self._device.synchronize()
+
+    def replay(self) -> None:
+        """Launch the recorded step again with the inputs of the last :meth:`run`; does not wait."""
+        assert self._launch is not None
+        self._launch()
+
+    def layer_times(self) -> dict[str, float]:
+        """Milliseconds of every layer in one run with the inputs of the last :meth:`run`."""
+        return self._engine.profile_layers(self._enqueue, self.sizes.profile, self._shapes)
 
     def _work(self) -> None:
         self._device.upload(self._block, self._host)

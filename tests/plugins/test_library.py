@@ -66,6 +66,23 @@ def test_the_cache_tells_sources_versions_and_architectures_apart(tmp_path, monk
     assert len(paths) == 4
 
 
+def test_a_library_in_the_cache_is_found_by_its_version_and_sources(tmp_path, monkeypatch):
+    monkeypatch.setattr(library, "cache_folder", lambda: tmp_path)
+    said = {"old": ("8.6.1", "stale"), "right": ("8.6.1", library.source_hash())}
+    said |= {"other": ("11.1.0", library.source_hash())}
+    for folder in said:
+        (tmp_path / "plugins" / folder).mkdir(parents=True)
+        (tmp_path / "plugins" / folder / library.LIBRARY).write_text("")
+
+    def describe(path):
+        version, hash_ = said[path.parent.name]
+        return {"build": {"tensorrt": version, "source_hash": hash_}}
+
+    monkeypatch.setattr(library, "describe", describe)
+    assert [path.parent.name for path in library.built("8.6.0")] == ["right"]
+    assert library.built("10.3.0") == []
+
+
 def test_what_is_no_plugin_library_is_refused(tmp_path):
     other = tmp_path / "other.so"
     with pytest.raises(BackendError, match="no such file"):

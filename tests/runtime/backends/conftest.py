@@ -65,6 +65,12 @@ class FakeDevice:
     def synchronize(self):
         assert self.recording is None, "waiting inside a graph"
 
+    def milliseconds(self, work):
+        """A thousandth of a second for every launch and every piece of work."""
+        before = self.launches
+        work()
+        return 1.0 + self.launches - before
+
     def capture(self, work):
         self.recording = []
         work()
@@ -109,6 +115,10 @@ class FakeEngine:
                 self._view(name, array.shape, addresses[name])[...] = array
 
         return lambda: self.device._do(run)
+
+    def profile_layers(self, enqueue, profile, shapes):
+        enqueue()
+        return {"node_augmented_attention": 2.0, "node_linear": 3.0}
 
 
 class FakeChoice:

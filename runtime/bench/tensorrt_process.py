@@ -1,0 +1,167 @@
+"""Time of a step of a TensorRT engine by batch, nodes and context, and the share of every layer.
+
+``python -m lineahead.runtime.bench.tensorrt_process ENGINE LIBRARY REQUEST.json`` prints one JSON object. The
+request is ``{"calls": [[batch, nodes, context], ...], "repeats": 30}``. Any engine of a step graph will do:
+the state is random, and so may be the weights.
+"""
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from lineahead.plugins.augmented_attention.schema import OP_TYPE
+from lineahead.plugins.step_graph import HIDDEN_STATES, LENGTH_IN, LOGITS
+from lineahead.plugins.tensorrt.call import Sizes
+from lineahead.plugins.tensorrt.choice import Choice, LibraryChoice
+from lineahead.plugins.tensorrt.cuda import CudaDevice, Device
+from lineahead.plugins.tensorrt.engine import (
+    Engine,
+    TensorRTEngine,
+    load_plugins,
+    tensorrt_module,
+    trt_logger,
+)
+from lineahead.plugins.tensorrt.record import Bucket
+from lineahead.runtime.backends.trt_memory import Memory, carried_tensors, narrowed
+from lineahead.runtime.backends.trt_steps import Results, Step
+
+COPY_BYTES = 1 << 30
+
+
+class TimingDevice(Device, Protocol):
+    """A device that times what is enqueued."""
+
+    def milliseconds(self, work: Callable[[], None]) -> float:
+        """What the device spends on `work`."""
+
+
+def buckets_of(engine: TensorRTEngine) -> list[Bucket]:
+    """What the engine's profiles serve."""
+    found = []
+    for largest in engine.largest_shapes(("input_ids", "output_index")):
+        batch, nodes = largest["input_ids"]
+        found.append(Bucket(batch=batch, nodes=nodes, results=largest["output_index"][1]))
+    return found
+
+
+class StepBench:
+    """Steps of one engine."""
+
+    def __init__(
+        self, engine: Engine, device: TimingDevice, choice: Choice, buckets: Sequence[Bucket]
+    ) -> None:
+        """Of an engine and its profiles' buckets."""
+        self._engine, self.device, self._choice, self._buckets = engine, device, choice, buckets
+        tensors = engine.tensors
+        self._carried = carried_tensors(tensors)
+        self._widths = tensors[LOGITS].shape[-1], tensors[HIDDEN_STATES].shape[-1]
+        self._random = np.random.default_rng(0)
+
+    def _memory(self, batch: int, nodes: int) -> Memory:
+        """A state of random numbers."""
+        memory = Memory(self.device, self._carried, batch=batch, most_nodes=nodes)
+        for one in self._carried:
+            numbers = np.abs(self._random.normal(0, 1, one.sized(batch, nodes if one.is_pending else 0)))
+            raw = narrowed(numbers.astype(np.float32), one.dtype)
+            self.device.upload(memory.address(one), raw)
+            self.device.synchronize()
+        memory.nodes = nodes
+        return memory
+
+    def measure(self, batch: int, nodes: int, context: int, repeats: int) -> dict[str, Any]:
+        """Milliseconds of a step, of its CUDA graph alone, and of each layer.
+
+        Raises:
+            StopIteration: when the engine has no such bucket.
+        """
+        place = next(i for i, one in enumerate(self._buckets) if (one.batch, one.nodes) == (batch, nodes))
+        sizes = Sizes(engine=0, profile=place, batch=batch, nodes=nodes, results=nodes, pending=nodes)
+        step = Step(
+            self.device,
+            self._engine,
+            self._memory(batch, nodes),
+            Results(self.device, batch, nodes, self._widths),
+            sizes=sizes,
+            side=0,
+            choice=self._choice,
+        )
+        call = {
+            "input_ids": self._random.integers(0, self._widths[0], (batch, nodes)),
+            "ancestors": np.broadcast_to(np.tri(nodes, dtype=np.bool_), (batch, nodes, nodes)),
+            "output_index": np.tile(np.arange(nodes), (batch, 1)),
+            "accept_index": np.zeros((batch, 1), np.int64),
+            "accept_count": np.ones(batch, np.int64),
+            LENGTH_IN: np.full(batch, context, np.int64),
+        }
+        for _ in range(5):
+            step.run(call)
+        graph = [self.device.milliseconds(step.replay) for _ in range(repeats)]
+        whole = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            step.run(call)
+            whole.append((time.perf_counter() - start) * 1e3)
+        layers = step.layer_times()
+        plugin = sum(ms for name, ms in layers.items() if is_operator(name))
+        return {
+            "batch": batch, "nodes": nodes, "context": context,
+            "graph_ms": statistics.median(graph), "step_ms": statistics.median(whole),
+            "layers_ms": sum(layers.values()), "plugin_ms": plugin,
+            "slowest": dict(sorted(layers.items(), key=lambda one: -one[1])[:12]), "layers": len(layers),
+        }  # fmt: skip
+
+
+def copy_bandwidth(device: TimingDevice) -> float:
+    """Bytes a second that a copy on the device reads and writes."""
+    source, target = (device.allocate(COPY_BYTES) for _ in range(2))
+
+    def work() -> None:
+        device.copy(target, source, COPY_BYTES)
+
+    work()
+    found = statistics.median(device.milliseconds(work) for _ in range(10))
+    device.free(source)
+    device.free(target)
+    return 2 * COPY_BYTES / found * 1e3
+
+
+def is_operator(layer: str) -> bool:
+    """Whether a layer of an engine is the plugin."""
+    return OP_TYPE.lower() in layer.lower().replace("_", "")
+
+
+def main() -> None:
+    """Read the request and print ``{tensorrt, device, copy_bytes_per_second, calls}``."""
+    path, library, request = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(Path(sys.argv[3]).read_text())
+    trt, device = tensorrt_module(), CudaDevice()
+    load_plugins(trt, library)
+    engine = TensorRTEngine(path.read_bytes(), device, trt=trt, log=trt_logger(trt))
+    bench = StepBench(engine, device, LibraryChoice(library), buckets_of(engine))
+    found = []
+    for batch, nodes, context in request["calls"]:
+        found.append(bench.measure(batch, nodes, context, int(request["repeats"])))
+        print(
+            {key: value for key, value in found[-1].items() if key != "slowest"}, file=sys.stderr, flush=True
+        )
+    print(
+        json.dumps(
+            {
+                "engine": path.name,
+                "engine_bytes": path.stat().st_size,
+                "tensorrt": str(trt.__version__),
+                "device": device.name,
+                "copy_bytes_per_second": copy_bandwidth(device),
+                "calls": found,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
