@@ -13,6 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from lineahead.convert.hub.contents import CARD
 from lineahead.convert.hub.licence import Licence
 from lineahead.convert.hub.trial import Trial
+from lineahead.recipes.kind import kind_of
 from lineahead.recipes.manifest import Evaluation, Manifest
 
 MARKER = "<!-- Written by `lineahead push`. Delete this line to keep your own changes. -->"
@@ -82,6 +83,8 @@ def render(
             certificate=certificate,
             certificate_drafters=", ".join(map(str, certificate["drafters"])) if certificate else None,
             commands=_commands(manifest, base, repo),
+            kind=kind_of(config),
+            auto=next(iter(_heads(config)), "AutoModelForCausalLM"),
             dtype=config.get("dtype") or config.get("torch_dtype") or "float32",
             **_figures(manifest),
         )
@@ -122,8 +125,7 @@ def _header(
     datasets: Sequence[str],
     config: dict[str, Any],
 ) -> ModelCardData:
-    kinds = [kind for kind in config.get("auto_map", {}) if kind in TASKS]
-    task = TASKS[kinds[0]] if kinds else None
+    task = next((TASKS[one] for one in _heads(config)), None)
     used = manifest.recipe.get("data", {}).get("dataset")
     named = [*datasets, *([used] if isinstance(used, str) and HUB_ID.fullmatch(used) else [])]
     tags = ["lineahead", "linear-attention"]
@@ -145,6 +147,11 @@ def _header(
         model_name=repo.rpartition("/")[2] if results else None,
         eval_results=results or None,
     )
+
+
+def _heads(config: dict[str, Any]) -> list[str]:
+    """The auto classes of transformers that load the model."""
+    return [name for name in config.get("auto_map", {}) if name in TASKS]
 
 
 def _results(evaluation: Evaluation) -> list[EvalResult]:

@@ -156,6 +156,26 @@ def test_what_they_cannot_do_is_refused_by_name(command, artifacts, folder, run,
     assert "Hint:" in found.stderr
 
 
+@pytest.mark.parametrize(
+    ("name", "says", "not_says"),
+    [
+        (
+            "classifier",
+            ["AutoModelForSequenceClassification", "keeps no state"],
+            ["generate", "eval", "onnx/"],
+        ),
+        ("embeddings", ["AutoModel,", "# hidden states"], ["generate", "perplexit"]),
+        ("t5", ["AutoModelForSeq2SeqLM", "verify model --backend eager"], ["without torch", "eval", "onnx/"]),
+    ],
+)
+def test_the_card_says_what_the_kind_can_do(name, says, not_says, artifacts, run):
+    assert run("card", artifacts[name], "me/model", "--license", "mit").exit_code == 0
+    text = (artifacts[name] / "README.md").read_text()
+    assert all(word in text for word in says)
+    assert not any(word in text for word in not_says)
+    assert "\n\n## How it was made" in text
+
+
 def test_heads(tmp_path, run):
     """Pretraining heads keep their language model; other heads are refused; linformer converts an encoder."""
     source = two_sided.save(tmp_path / "pretraining", "Bert", "ForPreTraining")
