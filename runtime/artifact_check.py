@@ -100,18 +100,17 @@ def _safetensors_fault(path: Path) -> str | None:
     """What is wrong with a safetensors file's size, or None."""
     try:
         size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(8)
+            length = struct.unpack("<Q", head)[0] if len(head) == 8 else size
+            if length > size - 8:
+                return "damaged header"
+            header = parse_object(file.read(length))
+        ends = [int(one["data_offsets"][1]) for key, one in header.items() if key != "__metadata__"]
     except OSError as error:
         return "missing" if isinstance(error, FileNotFoundError) else f"unreadable: {error.strerror}"
-    with path.open("rb") as file:
-        head = file.read(8)
-        length = struct.unpack("<Q", head)[0] if len(head) == 8 else size
-        if length > size - 8:
-            return "damaged header"
-        try:
-            header = parse_object(file.read(length))
-            ends = [int(one["data_offsets"][1]) for key, one in header.items() if key != "__metadata__"]
-        except (ValueError, TypeError, KeyError, IndexError):
-            return "damaged header"
+    except (ValueError, TypeError, KeyError, IndexError):
+        return "damaged header"
     expected = 8 + length + max(ends, default=0)
     return None if size == expected else f"{size} bytes, expected {expected}"
 

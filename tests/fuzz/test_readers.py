@@ -18,7 +18,7 @@ if NAME not in sys.modules:
     spec.loader.exec_module(sys.modules[NAME])
 TARGETS, graphs = sys.modules[NAME].TARGETS, sys.modules[NAME].graphs
 TIMES = 150
-JSON_SPOILS = (b"null", b"[]", b"{}", b"1e999", b'"x"', b"-1", b"[[]]", b"true")
+JSON_SPOILS = (b'""', b"null", b"[]", b"{}", b"1e999", b'"x"', b"-1", b"[[]]", b"true")
 
 
 def damaged(seed: bytes, chance: random.Random) -> bytes:
@@ -53,6 +53,11 @@ def test_only_our_own_errors(name, tmp_path):
             continue
         refused.append(data)
     assert refused or name == "artifact"
+
+
+def test_an_index_may_name_the_folder_itself(tmp_path):
+    with pytest.raises(LineaheadError):
+        TARGETS["index"].run(b'{"weight_map": {"a": ""}}', tmp_path)
 
 
 @pytest.mark.parametrize("name", [name for name in TARGETS if name not in ("gguf", "artifact")])
