@@ -1,5 +1,8 @@
 """Every error this package raises on purpose."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class LineaheadError(Exception):
     """Base class: something the user can act on.
@@ -22,6 +25,21 @@ class LineaheadError(Exception):
 
 def _rebuild(cls: type[LineaheadError], message: str, hint: str | None) -> LineaheadError:
     return cls(message, hint=hint)
+
+
+@contextmanager
+def needs_package(what: str, cure: str, error: type[LineaheadError]) -> Iterator[None]:
+    """Turn the import of a package that is not installed into an error with the cure.
+
+    Args:
+        what: the sentence, such as "plots need matplotlib".
+        cure: what to do.
+        error: the class to raise.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as missing:
+        raise error(what, hint=cure) from missing
 
 
 class RecipeError(LineaheadError, ValueError):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lineahead.errors import BackendError, InputError
+from lineahead.errors import BackendError, InputError, needs_package
 from lineahead.runtime.artifact import Artifact
 from lineahead.runtime.tokenizer import TOKENIZER
 
@@ -73,12 +73,9 @@ class Grammars:
         Raises:
             BackendError: when llguidance is not installed.
         """
-        try:
+        cure = 'Run `pip install "lineahead[serve]"`.'
+        with needs_package("response_format needs llguidance", cure, BackendError):
             from llguidance import LLTokenizer
-        except ModuleNotFoundError as error:
-            raise BackendError(
-                "response_format needs llguidance", hint='Run `pip install "lineahead[serve]"`.'
-            ) from error
         text = (artifact.folder / TOKENIZER).read_text(encoding="utf-8")
         self._vocab = artifact.vocab_size
         self._tokenizer = LLTokenizer(text, n_vocab=self._vocab, eos_token=sorted(artifact.eos) or None)

@@ -12,10 +12,9 @@ import numpy as np
 from lineahead.errors import InputError
 from lineahead.runtime.drafters import Drafter
 from lineahead.runtime.generate import Generator
-from lineahead.runtime.layout import triangle
+from lineahead.runtime.reading import in_chunks
 from lineahead.runtime.row import Row
 from lineahead.runtime.sampling import SamplingParams, stream
-from lineahead.runtime.session import StepInput
 from lineahead.runtime.speculate import Decoder, Event
 from lineahead.runtime.tokenizer import TextStream
 
@@ -75,25 +74,13 @@ def read_prefix(
             f"the text has {len(tokens)} tokens, the model's positions end at {limit}",
             hint="Shorten it, or pass --ignore-position-limit (quality may suffer).",
         )
-    session, before = generator.session, 0
+    session, nodes = generator.session, 0
     session.reset(1)
-    width = chunk or generator.session.chunk
-    for start in range(0, len(tokens), width):
-        progress("reading", start, len(tokens))
-        part = np.array([tokens[start : start + width]], np.int64)
-        nodes = part.shape[1]
-        session.step(
-            StepInput(
-                input_ids=part,
-                ancestors=triangle(nodes)[None],
-                output_index=np.array([[nodes - 1]]),
-                accept_index=np.arange(before)[None],
-                accept_count=np.array([before]),
-            )
-        )
-        before = nodes
-    session.flush(np.arange(before)[None], np.array([before]))
-    progress("reading", len(tokens), len(tokens))
+    done = 0
+    for nodes, _ in in_chunks(session, tokens, chunk or session.chunk):
+        done += nodes
+        progress("reading", done, len(tokens))
+    session.flush(np.arange(nodes)[None], np.array([nodes]))
 
 
 def save_prefix(generator: Generator, tokens: Sequence[int], path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +93,24 @@ def load(path: Path, *, identity: str) -> tuple[Tensors, list[list[int]]]:
             hint="Load the state into the artifact that it was saved from.",
         )
     return tensors, _tokens(path, text)
+
+
+def same_layout(found: Mapping[str, object], wanted: Mapping[str, object]) -> None:
+    """Refuse tensors that are not laid out as a session's.
+
+    Args:
+        found: name to shape (and type) of what was saved.
+        wanted: the same of what the session holds.
+
+    Raises:
+        ArtifactError: naming the first tensor that differs.
+    """
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            raise ArtifactError(
+                f"saved state: {name} is {found.get(name)}, this model has {wanted.get(name)}",
+                hint="Load the state into the artifact that it was saved from.",
+            )
 
 
 def _tokens(path: Path, text: str) -> list[list[int]]:

@@ -11,9 +11,9 @@ from lineahead.runtime.drafters import Drafter, LookupDrafter, NoDrafter
 from lineahead.runtime.drafters.medusa import Shape
 from lineahead.runtime.drafters.recorded import RecordedDrafter
 from lineahead.runtime.generate import Generator, Prompt, open_drafter
-from lineahead.runtime.layout import triangle
+from lineahead.runtime.reading import in_chunks
 from lineahead.runtime.sampling import SamplingParams
-from lineahead.runtime.session import Floats, Session, StepInput
+from lineahead.runtime.session import Floats, Session
 
 Progress = Callable[[str, int, int], None]
 SHAKES, SHAKEN_TOKENS = 3, 8
@@ -281,18 +281,7 @@ def read(session: Session, text: Sequence[int], chunk: int, source: Sequence[int
 
 def _read_on(session: Session, text: Sequence[int], chunk: int) -> Floats:
     """The same from the state that the session's one row has, with nothing pending."""
-    before, logits = 0, np.zeros(0, np.float32)
-    for start in range(0, len(text), chunk):
-        part = np.array([text[start : start + chunk]], np.int64)
-        nodes = part.shape[1]
-        output = session.step(
-            StepInput(
-                input_ids=part,
-                ancestors=triangle(nodes)[None],
-                output_index=np.array([[nodes - 1]]),
-                accept_index=np.arange(before)[None],
-                accept_count=np.array([before]),
-            )
-        )
-        before, logits = nodes, output.logits[0, 0].copy()
+    logits = np.zeros(0, np.float32)
+    for _, output in in_chunks(session, text, chunk):
+        logits = output.logits[0, 0].copy()
     return logits

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from lineahead.errors import CheckpointError
+from lineahead.errors import CheckpointError, needs_package
 
 DAMAGED = "Download or copy the file again."
 MAX_TENSORS, MAX_KEYS, MAX_NAME, MAX_DEPTH = 100_000, 100_000, 1024, 4
@@ -95,12 +95,9 @@ def ggml_package() -> ModuleType:
     Raises:
         CheckpointError: when it is not installed.
     """
-    try:
+    cure = 'Run `pip install "lineahead[gguf]"`.'
+    with needs_package("GGUF files need the gguf package", cure, CheckpointError):
         import gguf
-    except ModuleNotFoundError as error:
-        raise CheckpointError(
-            "GGUF files need the gguf package", hint="Install it: pip install 'lineahead[gguf]'."
-        ) from error
     module: ModuleType = gguf
     return module
 

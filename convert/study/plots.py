@@ -8,7 +8,7 @@ from typing import Any
 from lineahead.convert.study.grid import Cell
 from lineahead.convert.study.result import Result
 from lineahead.convert.study.table import Entry, Table
-from lineahead.errors import InputError
+from lineahead.errors import InputError, needs_package
 from lineahead.recipes.files import replacing
 
 PLAIN, AUGMENTED = "#9aa7b8", "#1f6f8b"
@@ -24,10 +24,8 @@ def write_plots(
         InputError: without matplotlib.
         StorageError: when a file cannot be written.
     """
-    try:
+    with needs_package("plots need matplotlib", 'Run `pip install "lineahead[study]"`.', InputError):
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise InputError("plots need matplotlib", hint='Run `pip install "lineahead[study]"`.') from error
     written = []
     for model, task in dict.fromkeys((cell.model, cell.task) for cell in grid):
         mine = [cell for cell in grid if (cell.model, cell.task) == (model, task)]

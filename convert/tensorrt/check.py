@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from lineahead.convert.onnx.rollout import Array, Backend, Case, Turn, cases, run
-from lineahead.errors import BackendError, ExportError, ParityError
+from lineahead.errors import BackendError, ExportError, ParityError, needs_package
 from lineahead.plugins.step_graph import CALL_INPUTS, LENGTH_IN, LENGTH_OUT
 from lineahead.plugins.tensorrt.call import CALL_NAMES, Sizes, choose, fill
 from lineahead.plugins.tensorrt.cuda import Device
@@ -43,13 +43,9 @@ def compare(
         BackendError: when ONNX Runtime is missing.
         ExportError: when no call of the script fits the buckets.
     """
-    try:
+    missing = "the engine is checked against ONNX Runtime, which is not installed"
+    with needs_package(missing, 'Run `pip install "lineahead[cpu]"`.', BackendError):
         import onnxruntime
-    except ModuleNotFoundError as error:
-        raise BackendError(
-            "the engine is checked against ONNX Runtime, which is not installed",
-            hint='Run `pip install "lineahead[cpu]"`.',
-        ) from error
     session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
     names = [port.name for port in session.get_inputs()]
     outputs = [port.name for port in session.get_outputs()]

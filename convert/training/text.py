@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from lineahead.errors import InputError
+from lineahead.errors import InputError, needs_package
 from lineahead.recipes.schema import Dataset
 
 SECTION_CHARACTERS = 16384
@@ -97,12 +97,9 @@ def dataset_documents(dataset: Dataset, seed: int) -> Iterator[str]:
     Raises:
         InputError: when the `datasets` package is missing or the dataset cannot be read.
     """
-    try:
+    cure = 'Run `pip install "lineahead[train]"`.'
+    with needs_package("data.dataset needs the `datasets` package", cure, InputError):
         import datasets
-    except ImportError as error:
-        raise InputError(
-            "data.dataset needs the `datasets` package", hint="Run `pip install datasets`."
-        ) from error
     try:
         rows = datasets.load_dataset(dataset.name, dataset.config, split=dataset.split, streaming=True)
         for row in rows.shuffle(seed=seed, buffer_size=1000):

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from lineahead.errors import BackendError
+from lineahead.errors import BackendError, needs_package
 
 Array = npt.NDArray[Any]
 Bytes = npt.NDArray[np.uint8]
@@ -60,12 +60,9 @@ class CudaDevice:
         Raises:
             BackendError: when cuda-python or a device is missing.
         """
-        try:
+        cure = "Run `pip install cuda-python`."
+        with needs_package("the TensorRT backend needs cuda-python", cure, BackendError):
             from cuda.bindings import runtime
-        except ModuleNotFoundError as error:
-            raise BackendError(
-                "the TensorRT backend needs cuda-python", hint="Run `pip install cuda-python`."
-            ) from error
         self._api: Any = runtime
         self._call("cudaSetDevice", 0)
         self._stream = self._call("cudaStreamCreateWithFlags", runtime.cudaStreamNonBlocking)

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lineahead.errors import ArtifactError, BackendError, CheckpointError, LineaheadError
+from lineahead.errors import BackendError, CheckpointError, LineaheadError
 from lineahead.plugins.softmax_attention.schema import CacheSettings, capacity
 from lineahead.plugins.step_graph import LENGTH_IN
 from lineahead.runtime.artifact import Artifact
 from lineahead.runtime.caches import rows_needed, trimmed
 from lineahead.runtime.session import Ints, RowState, Session, SessionInfo, StepInput, StepOutput, check
+from lineahead.runtime.state import same_layout
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
@@ -219,12 +220,7 @@ class EagerSession(Session):
         for name in (self._names[place] for place in self._growing):
             wanted[name] = (*wanted[name][:2], rows, wanted[name][3])
         found = {name: array.shape for name, array in tensors.items()}
-        for name in sorted(wanted.keys() | found.keys()):
-            if wanted.get(name) != found.get(name):
-                raise ArtifactError(
-                    f"saved state: {name} has shape {found.get(name)}, this model's is {wanted.get(name)}",
-                    hint="Load the state into the artifact that it was saved from.",
-                )
+        same_layout(found, wanted)
         self._length = length
         for place, name in enumerate(self._names):
             if name in tensors:

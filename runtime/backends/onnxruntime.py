@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lineahead.errors import ArtifactError, BackendError
+from lineahead.errors import BackendError
 from lineahead.plugins.augmented_attention import native
 from lineahead.plugins.augmented_attention.native import Implementation
 from lineahead.plugins.step_graph import HIDDEN_STATES, LENGTH_IN, LOGITS
@@ -17,6 +17,7 @@ from lineahead.runtime.backends.ort_library import PROVIDERS, Provider, open_gra
 from lineahead.runtime.backends.ort_memory import Array
 from lineahead.runtime.caches import rows_needed, trimmed, widened
 from lineahead.runtime.session import Ints, RowState, Session, SessionInfo, StepInput, StepOutput, check
+from lineahead.runtime.state import same_layout
 
 logger = logging.getLogger(__name__)
 REDO = "Run `lineahead verify` on the artifact, and export it again if that fails."
@@ -172,12 +173,7 @@ class OnnxRuntimeSession(Session):
         }
         wanted[LENGTH_IN] = ((batch,), np.dtype(np.int64))
         found = {name: (array.shape, array.dtype) for name, array in tensors.items()}
-        for name in sorted(wanted.keys() | found.keys()):
-            if wanted.get(name) != found.get(name):
-                raise ArtifactError(
-                    f"saved state: {name} is {found.get(name)}, this model has {wanted.get(name)}",
-                    hint="Load the state into the artifact that it was saved from.",
-                )
+        same_layout(found, wanted)
         self.reset(batch)
         self._length = length
         self._buffers.reserve(rows)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lineahead.errors import ArtifactError, BackendError, InputError
+from lineahead.errors import BackendError, InputError
 from lineahead.plugins.step_graph import HIDDEN_STATES, LENGTH_IN, LOGITS
 from lineahead.plugins.tensorrt.call import Sizes, choose
 from lineahead.plugins.tensorrt.choice import Choice
@@ -20,6 +20,7 @@ from lineahead.runtime.artifact import Artifact
 from lineahead.runtime.backends.trt_memory import Memory, carried_tensors
 from lineahead.runtime.backends.trt_steps import Array, DeviceOutput, Results, Served, Step
 from lineahead.runtime.session import Ints, RowState, Session, SessionInfo, StepInput, StepOutput, check
+from lineahead.runtime.state import same_layout
 
 logger = logging.getLogger(__name__)
 
@@ -234,12 +235,7 @@ class TensorRTSession(Session):
         wanted: dict[str, tuple[int, ...]] = {LENGTH_IN: (batch,)}
         wanted |= {one.past: one.sized(batch, 0) for one in self._carried if not one.is_pending}
         found = {name: array.shape for name, array in tensors.items()}
-        for name in sorted(wanted.keys() | found.keys()):
-            if wanted.get(name) != found.get(name):
-                raise ArtifactError(
-                    f"saved state: {name} has shape {found.get(name)}, this model's is {wanted.get(name)}",
-                    hint="Load the state into the artifact that it was saved from.",
-                )
+        same_layout(found, wanted)
         self.reset(batch)
         self._memory.write(tensors)
         self._length = length

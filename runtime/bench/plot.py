@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lineahead.errors import InputError
+from lineahead.errors import InputError, needs_package
 
 
 def pyplot_on_files() -> Any:
@@ -11,12 +11,8 @@ def pyplot_on_files() -> Any:
     Raises:
         InputError: when matplotlib is not installed.
     """
-    try:
+    with needs_package("plots need matplotlib", 'Run `pip install "lineahead[study]"`.', InputError):
         import matplotlib
-    except ModuleNotFoundError as error:
-        raise InputError(
-            "plots need matplotlib", hint='Install it: pip install "lineahead[study]".'
-        ) from error
     matplotlib.use("agg")
     from matplotlib import pyplot
 
