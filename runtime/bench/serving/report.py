@@ -96,7 +96,7 @@ def _loads(target: Target, request: ServeRequest, progress: Callable[[str], None
                 timeout_s=request.timeout_s,
             )
         )
-    for rate in request.rates or rising_rates(found[-1]):
+    for rate in (*request.rates, *(rising_rates(found[-1]) if request.rising else ())):
         progress(f"{target.name}: {rate:.3g} requests/s")
         found.append(
             open_load(

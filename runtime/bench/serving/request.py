@@ -23,7 +23,8 @@ class ServeRequest:
         prompts: files, as :func:`read_prompts` takes them; each prompt becomes a chat of one turn.
         longest: characters of a prompt at most; longer ones are left out.
         clients: closed loads.
-        rates: open loads, in requests per second; when empty, SHARES of what the largest closed load reached.
+        rates: open loads, in requests per second.
+        rising: further open loads: SHARES of what the last closed load reached.
         requests: of each load.
         max_tokens: of an answer.
         body: further fields of every request.
@@ -37,6 +38,7 @@ class ServeRequest:
     longest: int = 4000
     clients: tuple[int, ...] = CLIENTS
     rates: tuple[float, ...] = ()
+    rising: bool = False
     requests: int = 64
     max_tokens: int = 128
     body: Mapping[str, Any] = field(default_factory=dict)
@@ -63,6 +65,10 @@ class ServeRequest:
                 raise InputError(f"--{name}: {min(values)} is out of range", hint="Use more than 0.")
         if not self.clients and not self.rates:
             raise InputError("no load", hint="Give --concurrency or --rate.")
+        if self.rising and not self.clients:
+            raise InputError(
+                "--rising without --concurrency", hint="Give both: one is the measure of the other."
+            )
 
     def texts(self) -> list[str]:
         """All prompts of all files that are short enough.

@@ -24,13 +24,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         with self.server.lock:
             number = len(how.bodies)
             how.bodies.append(body)
-            how.running += 1
-            how.most = max(how.most, how.running)
-        try:
-            self.answer(how, number)
-        finally:
-            with self.server.lock:
-                how.running -= 1
+        self.answer(how, number)
 
     def answer(self, how, number):
         if number in how.refused:
@@ -49,6 +43,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 self.event({"error": {"code": "model_failed"}})
                 break
             self.event({"choices": [{"delta": {"content": f"w{index} "}}]})
+        if how.finish:
+            self.event({"choices": [{"delta": {}, "finish_reason": "stop"}]})
         if how.counts:
             self.event({"choices": [], "usage": {"completion_tokens": how.counts}})
         if number not in how.cut:
@@ -73,13 +69,12 @@ def echo():
         first_s=0.0,
         next_s=0.0,
         chunks=4,
+        finish=False,
         counts=None,
         refused=(),
         failed=(),
         cut=(),
         bodies=[],
-        running=0,
-        most=0,
     )
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.how, server.lock = how, threading.Lock()
