@@ -5,6 +5,7 @@ for the node
 (an ONNX Runtime custom operator, a TensorRT plugin) ignores the body; everyone else inlines it.
 """
 
+import functools
 import logging
 import warnings
 from collections.abc import Sequence
@@ -217,13 +218,21 @@ def exported(
 
 
 def function_body(body: Body, *, opset: int, overload: str = "") -> ir.Function:
-    """The model-local function of `body`: :func:`step.step` traced on its own.
+    """The model-local function of `body`: :func:`step.step` traced on its own, once per process.
 
     Args:
         body: settings, heads and scale, baked in.
         opset: version of the default domain.
         overload: tells functions of one model apart; nodes carry the same string.
     """
+    function = ir.serde.deserialize_function(_traced(body, opset))
+    function.overload = overload
+    return function
+
+
+@functools.lru_cache(maxsize=64)
+def _traced(body: Body, opset: int) -> onnx.FunctionProto:
+    """What :func:`function_body` returns, without an overload; not to be changed."""
     ports = _sample_ports(body)
     model = exported(
         _Step(body),
@@ -246,9 +255,9 @@ def function_body(body: Body, *, opset: int, overload: str = "") -> ir.Function:
         ir.convenience.convert_attribute(name, int(value) if isinstance(value, bool) else value)
         for name, value in attributes(body.settings, body.scale).items()
     ]
-    function = ir.Function(DOMAIN, OP_TYPE, overload, graph=graph, attributes=declared)
+    function = ir.Function(DOMAIN, OP_TYPE, graph=graph, attributes=declared)
     function.opset_imports[""] = opset
-    return function
+    return ir.serde.serialize_function(function)
 
 
 def simplify(model: ir.Model) -> None:

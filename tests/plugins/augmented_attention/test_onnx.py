@@ -153,3 +153,16 @@ def test_layers_may_differ_in_shape_and_settings():
     assert len(got) == len(want)
     for a, b in zip(got, want, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_a_function_body_is_traced_once_and_given_out_anew(monkeypatch):
+    """Layers and models that agree share the trace, and a caller may change what it is given."""
+    body = form.Body(settings=settings_of("linear"), shape=SHAPE, scale=0.3)
+    first = form.function_body(body, opset=OPSET)
+    before = ir.to_proto(first).SerializeToString()
+    monkeypatch.setattr(form, "exported", None)
+    first.graph.remove(first.graph[-1:], safe=False)
+    again = form.function_body(body, opset=OPSET, overload="v1")
+    assert again.overload == "v1"
+    again.overload = ""
+    assert ir.to_proto(again).SerializeToString() == before
