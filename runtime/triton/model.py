@@ -50,6 +50,9 @@ class TritonPythonModel:
                 Answer(self._backend, sender, self._engine.cancel, streamed).begin(self._engine.post, asked)
             except LineaheadError as error:
                 refuse(self._backend, sender, error)
+            except Exception as error:  # one that left here would end Triton's whole process
+                logger.exception("a request failed")
+                refuse(self._backend, sender, LineaheadError(f"{type(error).__name__}: {error}"))
 
     def finalize(self) -> None:
         """Stop the engine; Triton waits for running requests before it calls this."""

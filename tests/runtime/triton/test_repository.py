@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import queue
 import shutil
 import signal
 import socket
@@ -11,10 +12,10 @@ import subprocess
 import sys
 import sysconfig
 import time
-import urllib.error
 import urllib.request
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lineahead.errors import ArtifactError, InputError
@@ -90,7 +91,7 @@ def backends(folder, home):
 
 
 @pytest.fixture(scope="module")
-def url(repository, tmp_path_factory):
+def address(repository, tmp_path_factory):
     """Triton Inference Server itself, as the package nvidia-pytriton brings it."""
     spec = importlib.util.find_spec("pytriton")
     if spec is None:
@@ -106,11 +107,11 @@ def url(repository, tmp_path_factory):
     ]  # fmt: skip
     log = folder / "log"
     libraries = (sysconfig.get_config_var("LIBDIR"), str(home.parents[1] / "nvidia_pytriton.libs"))
+    # The stub finds its packages beside the first `python3` on the PATH; PYTHONPATH does not reach it.
     environment = {
         **os.environ,
         "LD_LIBRARY_PATH": os.pathsep.join(libraries),
-        "PYTHONHOME": sys.base_prefix,
-        "PYTHONPATH": os.pathsep.join(sys.path),
+        "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])),
     }
     with log.open("w") as file:
         process = subprocess.Popen(command, env=environment, stdout=file, stderr=file)
@@ -122,33 +123,55 @@ def url(repository, tmp_path_factory):
         assert process.poll() is None, log.read_text()
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.2)
-    yield url
+    yield f"127.0.0.1:{ports['grpc']}"
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 0, log.read_text()
 
 
-def post(url, path, body):
-    asked = urllib.request.Request(f"{url}/models/tiny/{path}", json.dumps(body).encode())
-    with urllib.request.urlopen(asked, timeout=60) as response:
-        return response.read().decode()
+def infer(address, count=1, **values):
+    """Responses of `count` equal requests, sent together: text, reason to end, or the error."""
+    grpc = pytest.importorskip("tritonclient.grpc", reason="tritonclient[grpc] is not installed")
+    kinds = {one.name: one.kind.replace("STRING", "BYTES") for one in INPUTS}
+    types = {"BYTES": np.object_, "BOOL": np.bool_, "INT32": np.int32, "FP32": np.float32}
+    inputs = []
+    for name, value in values.items():
+        tensor = grpc.InferInput(name, [1], kinds[name])
+        tensor.set_data_from_numpy(np.array([value], types[kinds[name]]))
+        inputs.append(tensor)
+    found, answers = queue.Queue(), [[] for _ in range(count)]
+    with grpc.InferenceServerClient(address) as client:
+        client.start_stream(lambda result, error: found.put((result, error)))
+        for number in range(count):
+            client.async_stream_infer(
+                "tiny", inputs, request_id=str(number), enable_empty_final_response=True
+            )
+        ended = 0
+        while ended < count:
+            result, error = found.get(timeout=60)
+            if error is not None:
+                return str(error)
+            response = result.get_response()
+            ended += response.parameters["triton_final_response"].bool_param
+            if result.as_numpy("text_output") is not None:
+                texts = [result.as_numpy(name)[0].decode() for name in ("text_output", "finish_reason")]
+                answers[int(response.id)].append(texts)
+        client.stop_stream()
+    return answers
 
 
 @pytest.mark.slow
-def test_triton_itself_serves_the_text_of_the_prompt_alone(url, artifact):
+def test_triton_itself_serves_the_text_of_the_prompt_alone(address, artifact):
     generator = Generator.load(artifact, threads=1)
     events = generator.stream(["hello"], SamplingParams(max_tokens=12), ignore_position_limit=True)
     expected = "".join(event.text for event in events)
-    body = {"text_input": "hello", "max_tokens": 12, "temperature": 0.0}
-    whole = json.loads(post(url, "generate", body))
-    assert (whole["text_output"], whole["finish_reason"]) == (expected, "length")
-    lines = post(url, "generate_stream", {**body, "stream": True}).splitlines()
-    pieces = [json.loads(line.removeprefix("data: ")) for line in lines if line]
-    assert len(pieces) > 6
-    assert "".join(one["text_output"] for one in pieces) == expected
+    asked = {"text_input": b"hello", "max_tokens": 12, "temperature": 0.0}
+    assert infer(address, **asked) == [[[expected, "length"]]]
+    for pieces in infer(address, count=9, stream=True, **asked):
+        assert len(pieces) > 6
+        assert "".join(text for text, _ in pieces) == expected
+        assert [why for _, why in pieces] == [""] * (len(pieces) - 1) + ["length"]
 
 
 @pytest.mark.slow
-def test_triton_itself_passes_errors_on(url):
-    with pytest.raises(urllib.error.HTTPError) as found:
-        post(url, "generate", {"text_input": "x", "temperature": -1.0})
-    assert "temperature" in found.value.read().decode()
+def test_triton_itself_passes_errors_on(address):
+    assert "temperature" in infer(address, text_input=b"x", temperature=-1.0)
