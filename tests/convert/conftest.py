@@ -1,5 +1,9 @@
 """Tiny models, tokenizers, artifacts, texts and recipes, made here."""
 
+import importlib.util
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -9,6 +13,10 @@ from lineahead.convert.pipeline import convert_checkpoint
 from lineahead.convert.replace import linearize
 from lineahead.plugins.augmented_attention.methods import PRESETS
 from lineahead.recipes.load import parse_recipe
+
+_spec = importlib.util.spec_from_file_location("tiny_two_sided", Path(__file__).with_name("two_sided.py"))
+sys.modules["tiny_two_sided"] = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(sys.modules["tiny_two_sided"])
 
 METHOD = {"preset": "softmax-hedgehog", "window": 8, "conv_taps": 4, "sinks": 2}
 LETTERS = "abcdefghijklmnopqrstuvwxyz .\n"

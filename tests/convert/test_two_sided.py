@@ -1,10 +1,9 @@
 """The command line for encoders and encoder-decoders: artifacts that load again, and refusals by name."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
+import tiny_two_sided as two_sided
 import torch
 import transformers
 
@@ -13,10 +12,6 @@ from lineahead.convert.finetune import METRICS_FILE
 from lineahead.convert.source import load_source
 from lineahead.plugins.augmented_attention.huggingface.modeling import layers_of
 from lineahead.recipes.manifest import read_manifest
-
-_spec = importlib.util.spec_from_file_location("two_sided", Path(__file__).with_name("two_sided.py"))
-two_sided = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(two_sided)
 
 HEADS = {
     "classifier": ("Bert", "ForSequenceClassification", "AutoModelForSequenceClassification"),

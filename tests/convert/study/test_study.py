@@ -6,10 +6,14 @@ import json
 from dataclasses import replace
 
 import pytest
+import tiny_two_sided
+import torch
 
+from lineahead.convert.source import load_source
 from lineahead.convert.study import cell as cell_module
 from lineahead.convert.study.cell import Job, run_cell
 from lineahead.convert.study.grid import cells, spelled_out
+from lineahead.convert.study.models import starting_point
 from lineahead.convert.study.paper import ANCHORS, LOCAL_CONV
 from lineahead.convert.study.report import write_report
 from lineahead.convert.study.result import FOLDER, Result, load_result, save_result, thinned
@@ -18,7 +22,7 @@ from lineahead.convert.study.table import as_csv, as_markdown, tables
 from lineahead.errors import ArchitectureError, InputError
 from lineahead.plugins.augmented_attention.methods import PRESETS
 from lineahead.recipes.load import parse
-from lineahead.recipes.study.schema import NamedMethod, Study
+from lineahead.recipes.study.schema import LabelTask, NamedMethod, Study, StudyModel
 
 CONFIG = {"n_layer": 1, "n_embd": 16, "n_head": 2, "n_positions": 32}
 STAGE = {
@@ -185,6 +189,21 @@ def test_cells_that_differ_in_their_name_alone_are_trained_once(study, tmp_path,
     assert [one.cell for one in found] == ["gpt2-text-augmented", "gpt2-text-augmented-twin"]
     assert found[0].figures == found[1].figures
     assert [load_result(tmp_path, one) for one in cells(job.study)] == found
+
+
+@pytest.mark.parametrize("head", ["ForMaskedLM", "Model", "ForSequenceClassification"])
+def test_an_encoder_checkpoint_gets_a_new_head(head, tmp_path):
+    """Its body is the checkpoint's, whatever head that had; a pooler that was not in it is new."""
+    source = tiny_two_sided.save(tmp_path / "source", "Bert", head)
+    task = LabelTask(kind="accuracy", train="train.tsv", test="test.tsv")
+    model, tokenizer = starting_point(
+        "bert", StudyModel(base=str(source)), task, labels=5, seed=1, folder=tmp_path
+    )
+    assert type(model).__name__ == "BertForSequenceClassification"
+    assert (model.config.num_labels, model.config.pad_token_id) == (5, tokenizer.pad_token_id)
+    body = load_source(source).model.base_model.state_dict()
+    for name, weight in body.items():
+        assert torch.equal(model.base_model.state_dict()[name], weight), name
 
 
 def test_all_methods_come_from_the_registry():
