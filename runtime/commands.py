@@ -12,8 +12,9 @@ import click
 
 from lineahead.errors import InputError
 from lineahead.recipes.console import (
+    ANY_DRAFTER,
     CERTIFIED,
-    DRAFTER,
+    PRECISION,
     artifact_argument,
     backend_options,
     json_option,
@@ -125,8 +126,10 @@ def _certify(
 @click.option("-p", "--prompt", help="The prompt; without it or --file, standard input is read.")
 @click.option("-f", "--file", type=click.File(encoding="utf-8"), help="File with the prompt.")
 @click.option("--chat/--raw", default=None, help="Use the chat template [default: when there is one].")
-@click.option("--speculate", type=DRAFTER, default="none", help="What proposes tokens.")
+@click.option("--speculate", type=ANY_DRAFTER, default="none", help="What proposes tokens.")
 @click.option("--tree/--chain", default=True, help="Shape of the Medusa heads' proposals.")
+@click.option("--draft-model", type=click.Path(path_type=Path), help="With --speculate model: its artifact.")
+@click.option("--draft-precision", type=PRECISION, default="int4", help="Of the draft model.")
 @click.option("--draft-length", default=8, help="Most tokens proposed per step.")
 @click.option("--governed", is_flag=True, help="Let measured costs choose the draft length.")
 @click.option("--typical", is_flag=True, help="Medusa's typical acceptance: LOSSY, changes the distribution.")
@@ -145,6 +148,8 @@ def generate(
     speculate: str,
     tree: bool,
     draft_length: int,
+    draft_model: Path | None,
+    draft_precision: str,
     governed: bool,
     typical: bool,
     ignore_position_limit: bool,
@@ -165,6 +170,10 @@ def generate(
         for name in ("backend", "precision", "provider", "threads", "implementation", "rebuild")
     }
     params = SamplingParams(**options)
+    if speculate == "model" and backend["backend"] == "onnxruntime":
+        from lineahead.runtime.backends.ort_library import share_threads
+
+        share_threads(backend["threads"])
     generator = Generator.load(artifact, **backend)
     drafter = open_drafter(
         generator.artifact,
@@ -172,6 +181,9 @@ def generate(
         nodes=draft_length,
         shape="adaptive" if tree else "chain",
         provider=backend["provider"],
+        threads=backend["threads"],
+        model=draft_model,
+        precision=draft_precision,
     )
     if chat is None:
         chat = generator.tokenizer.template is not None

@@ -13,6 +13,7 @@ from lineahead.runtime.backends.ort_library import Provider
 from lineahead.runtime.drafters import Drafter, LookupDrafter, NoDrafter
 from lineahead.runtime.drafters.combined import CombinedDrafter
 from lineahead.runtime.drafters.medusa import MedusaDrafter, Shape
+from lineahead.runtime.drafters.model import ModelDrafter
 from lineahead.runtime.drafters.recurrent import RecurrentDrafter
 from lineahead.runtime.governor import Governor
 from lineahead.runtime.row import Finish, Row
@@ -23,7 +24,7 @@ from lineahead.runtime.statistics import Statistics
 from lineahead.runtime.tokenizer import TextStream, Tokenizer
 
 Prompt = str | Sequence[int]
-DRAFTERS = ("none", "lookup", "medusa", "recurrent", "auto")
+DRAFTERS = ("none", "lookup", "medusa", "recurrent", "auto", "model")
 BACKENDS = ("onnxruntime", "eager", "tensorrt")
 
 
@@ -304,11 +305,24 @@ def open_drafter(
     nodes: int = 8,
     shape: Shape = "adaptive",
     provider: Provider = "cpu",
+    threads: int = 0,
+    model: Path | None = None,
+    precision: str = "int4",
 ) -> Drafter:
     """The drafter by name; a new drafter is one file in ``drafters/`` and one branch here.
 
+    Args:
+        artifact: the model that verifies.
+        name: one of DRAFTERS.
+        nodes: most nodes proposed per step.
+        shape: of trained heads' proposals.
+        provider: ``cpu`` or ``cuda``.
+        threads: of a draft model.
+        model: artifact folder of the draft model; the same artifact when None.
+        precision: of the draft model's graph.
+
     Raises:
-        InputError: when there is no such drafter.
+        InputError: when there is no such drafter, or the draft model has another vocabulary.
         ArtifactError: when its graph is missing.
     """
     if name == "none":
@@ -323,6 +337,15 @@ def open_drafter(
             if kind is None
             else CombinedDrafter(lookup, _trained(artifact, kind, nodes, shape, provider))
         )
+    if name == "model":
+        other = artifact if model is None else read_artifact(model)
+        if other.vocab_size != artifact.vocab_size:
+            raise InputError(
+                f"{other.folder} has {other.vocab_size} tokens, {artifact.folder} has {artifact.vocab_size}",
+                hint="Take a draft model with the same tokenizer.",
+            )
+        session = open_session(other, precision=precision, provider=provider, threads=threads)
+        return ModelDrafter(session, max_nodes=nodes)
     if name in ("medusa", "recurrent"):
         return _trained(artifact, name, nodes, shape, provider)
     raise InputError(f"unknown drafter {name!r}", hint=f"Choose one of: {', '.join(DRAFTERS)}.")

@@ -7,7 +7,6 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from lineahead.runtime.row import Row
 from lineahead.runtime.session import StepInput
 from lineahead.runtime.tree import Tree, ancestors
 
@@ -53,12 +52,12 @@ def triangle(nodes: int) -> npt.NDArray[np.bool_]:
     return mask
 
 
-def lay_out(parts: Sequence[Part], rows: Sequence[Row], width: int) -> StepInput:
+def lay_out(parts: Sequence[Part], accepts: Sequence[Sequence[int]], width: int) -> StepInput:
     """Pad every row to the widest; padding nodes are roots of their own (depth 0), so they touch nothing.
 
     Args:
         parts: one per row.
-        rows: the sequences; their `accept` says what the previous call committed.
+        accepts: per row, nodes of the previous call that became text, in order.
         width: most rows that any sequence can have accepted in the previous call (0 before the first call).
     """
     batch, nodes = len(parts), max(part.nodes for part in parts)
@@ -68,7 +67,7 @@ def lay_out(parts: Sequence[Part], rows: Sequence[Row], width: int) -> StepInput
     output_index = np.zeros((batch, results), np.int64)
     accept_index = np.zeros((batch, width), np.int64)
     accept_count = np.zeros(batch, np.int64)
-    for b, (part, row) in enumerate(zip(parts, rows, strict=True)):
+    for b, (part, accept) in enumerate(zip(parts, accepts, strict=True)):
         first, used = len(part.chain), part.nodes
         ids[b, :first] = part.chain
         mask[b, :first, :first] = triangle(first)
@@ -81,8 +80,8 @@ def lay_out(parts: Sequence[Part], rows: Sequence[Row], width: int) -> StepInput
         if used < nodes:
             spare = np.arange(used, nodes)
             mask[b, spare, spare] = True
-        accept_index[b, : len(row.accept)] = row.accept
-        accept_count[b] = len(row.accept)
+        accept_index[b, : len(accept)] = accept
+        accept_count[b] = len(accept)
     return StepInput(
         input_ids=ids,
         ancestors=mask,

@@ -135,7 +135,7 @@ class Decoder:
         start = time.perf_counter()
         parts = self._draft()
         drafted = time.perf_counter()
-        inputs = lay_out(parts, self.rows, self._width)
+        inputs = lay_out(parts, [row.accept for row in self.rows], self._width)
         laid_out = time.perf_counter()
         output = self.session.step(inputs)
         verified = time.perf_counter()

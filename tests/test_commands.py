@@ -1,6 +1,8 @@
 """The commands one after another on a tiny checkpoint: each result feeds the next."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -83,6 +85,26 @@ def test_speculation_does_not_change_the_text(run, artifact, speculate, shape):
     assert found["text"] == plain["text"]
     assert found["lossless"]
     assert plain["statistics"]["tokens"] == 40
+
+
+def test_a_draft_model_does_not_change_the_text(run, artifact):
+    """In a process of its own: its graphs share the process's pool of threads."""
+    common = ("generate", artifact, "--prompt", "hello", "--max-new-tokens", 40, "--ignore-eos", "--json")
+    draft = ("--speculate", "model", "--draft-precision", "fp32", "--draft-length", 3)
+    command = [sys.executable, "-m", "lineahead.cli", *map(str, (*common, *draft))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["text"] == json.loads(run(*common).stdout)["text"]
+    assert found["statistics"]["accepted"] == found["statistics"]["proposed"] > 10
+
+
+def test_a_draft_model_must_be_an_artifact(artifact, checkpoint):
+    from lineahead.runtime.artifact import read_artifact
+    from lineahead.runtime.generate import open_drafter
+
+    with pytest.raises(errors.ArtifactError):
+        open_drafter(read_artifact(artifact), "model", model=checkpoint)
 
 
 def test_generate_reads_standard_input_and_streams_to_standard_output(run, artifact):

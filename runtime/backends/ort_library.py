@@ -89,6 +89,23 @@ def reported(doing: str, hint: str) -> Iterator[None]:
         raise BackendError(f"{doing}: {first}", hint=hint) from error
 
 
+_pool: list[int] = []
+
+
+def share_threads(threads: int) -> None:
+    """Let all graphs that are opened from now on share one pool of threads.
+
+    Two graphs that run in turns, a model and its draft model, slow each other down otherwise: the idle one's
+    threads spin on the other's cores. To be called before the first graph of the process is opened.
+
+    Args:
+        threads: in the pool; 0 lets ONNX Runtime choose.
+    """
+    if not _pool:
+        library().set_global_thread_pool_sizes(threads, 1)
+        _pool.append(threads)
+
+
 def open_graph(path: Path, *, provider: Provider, threads: int, kernels: Path | None = None) -> Any:
     """An `InferenceSession` on exactly the provider that was asked for.
 
@@ -110,8 +127,11 @@ def open_graph(path: Path, *, provider: Provider, threads: int, kernels: Path | 
     check_external_data(path)
     wanted = PROVIDERS[provider]
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
+    if _pool:
+        options.use_per_session_threads = False
+    else:
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
     options.log_severity_level = 3
     with reported(f"{path}: ONNX Runtime {ort.__version__} cannot load it", "Export the artifact again."):
         if kernels is not None:
