@@ -157,15 +157,14 @@ class Scheduler:
         job = self._jobs[row.request]
         try:
             event = self.lane.step()
+            if event is not None and not job.done:
+                self._deliver(event)  # before its state moves, which takes as long as a step
             if event is not None and self.lane.row is not None:
                 joining, saved = self.lane.release()
                 self._join(job, joining, lambda: self.batch.join(joining, saved))
         except Exception as error:  # whatever a call raises ends its own requests only
             self.lane.drop()
             self._fail([job], error)
-            return
-        if event is not None and not job.done:
-            self._deliver(event)
 
     def _join(self, job: Job, row: Row, place: Callable[[], None]) -> None:
         """Place a sequence; a failure leaves the batch in an unknown state, so that all of it has to end."""
