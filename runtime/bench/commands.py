@@ -1,6 +1,5 @@
 """The commands that measure: a model's speed, and a server's under load."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import click
 
 from lineahead.errors import InputError
 from lineahead.recipes.console import PRECISION, artifact_argument, json_option, note, show
+from lineahead.recipes.json_file import parse_object
 
 
 class _Benches(click.Group):
@@ -165,12 +165,9 @@ def _soak(
 
 def _body(text: str | None) -> dict[str, Any]:
     try:
-        found = json.loads(text or "{}")
+        return parse_object(text or "{}")
     except ValueError as error:
         raise InputError(f"--body: {error}", hint="Give one JSON object.") from error
-    if not isinstance(found, dict):
-        raise InputError("--body is no JSON object", hint="Give one JSON object.")
-    return found
 
 
 COMMANDS: tuple[click.Command, ...] = (bench,)

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from lineahead.runtime.bench.machine import resident_megabytes
 from lineahead.runtime.bench.plot import pyplot_on_files
 from lineahead.runtime.generate import Generator
 from lineahead.runtime.sampling import SamplingParams
@@ -72,16 +73,10 @@ def measure_endurance(
             progress("streaming", count, tokens)
             ends.append(count)
             milliseconds.append(1e3 * median(taken))
-            megabytes.append(resident_bytes() / 1e6)
+            megabytes.append(resident_megabytes(os.getpid()))
             taken.clear()
             last = time.perf_counter()
     return Endurance(tokens=tuple(ends), milliseconds=tuple(milliseconds), megabytes=tuple(megabytes))
-
-
-def resident_bytes() -> int:
-    """Resident memory of this process, in bytes (Linux)."""
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def plot_endurance(found: Endurance, path: Path, title: str) -> None:

@@ -7,12 +7,13 @@ from statistics import median
 from typing import Any
 
 from lineahead.errors import BackendError
+from lineahead.runtime.bench.machine import resident_megabytes
 from lineahead.runtime.bench.serving.client import Answer
 from lineahead.runtime.bench.serving.figures import figures
 from lineahead.runtime.bench.serving.load import closed_load, open_load
 from lineahead.runtime.bench.serving.report import warm_up
 from lineahead.runtime.bench.serving.request import ServeRequest
-from lineahead.runtime.bench.serving.target import Target, resident_megabytes
+from lineahead.runtime.bench.serving.target import Target
 
 SAMPLES = 240
 

@@ -6,7 +6,6 @@ import json
 import re
 import socket
 from dataclasses import dataclass
-from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
 from lineahead.errors import InputError
@@ -113,29 +112,3 @@ def _first_model(target: Target) -> str:
         ) from error
     finally:
         connection.close()
-
-
-def resident_megabytes(process: int) -> float:
-    """Resident memory of a process and its children, in MB (Linux).
-
-    Raises:
-        InputError: when there is no such process.
-    """
-    total, waiting = 0, [process]
-    while waiting:
-        folder = Path("/proc") / str(waiting.pop())
-        status = _content(folder / "status")
-        if not status and folder.name == str(process):
-            raise InputError(f"no process {process}", hint="Give --pid the server's.")
-        total += sum(map(int, re.findall(r"^VmRSS:\s+(\d+) kB", status, re.MULTILINE)))
-        for task in folder.glob("task/*/children"):
-            waiting += map(int, _content(task).split())
-    return total * 1024 / 1e6
-
-
-def _content(path: Path) -> str:
-    """A file's text; empty when its process or thread has just ended."""
-    try:
-        return path.read_text(encoding="ascii", errors="replace")
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
