@@ -25,6 +25,12 @@ def engine_graph(source: Path, precision: str, *, chain: bool = False) -> ir.Mod
         ExportError: when something in it has no equivalent.
     """
     model = ir.load(source)
+    lower_for_engine(model, precision, chain=chain)
+    return model
+
+
+def lower_for_engine(model: ir.Model, precision: str, *, chain: bool = False) -> None:
+    """:func:`engine_graph` of a graph in memory, in place."""
     lower(model)
     merge_products(model.graph)
     flatten_products(model.graph)
@@ -36,7 +42,6 @@ def engine_graph(source: Path, precision: str, *, chain: bool = False) -> ir.Mod
         for node in model.graph:
             if (node.domain, node.op_type) == (DOMAIN, OP_TYPE):
                 node.attributes["chain"] = ir.AttrInt64("chain", 1)
-    return model
 
 
 def save_for_engine(model: ir.Model, path: Path) -> None:
