@@ -28,7 +28,7 @@ from lineahead.recipes.console import (
 @click.option("--token", envvar="HF_TOKEN", help="For private models; better in HF_TOKEN or `hf auth login`.")
 @click.option("--tokenizer", help="Take the tokenizer from here instead.")
 @click.option("--trust-remote-code", is_flag=True, help="Run Python code that comes with SOURCE.")
-@click.option("--keep-softmax", metavar="LAYERS", help="Layers left as they are: 0,5 or local or none.")
+@click.option("--keep-softmax", metavar="LAYERS", help="Layers left as they are: 0,5 or local, none, all.")
 @json_option
 def convert(
     source: str,
@@ -46,7 +46,7 @@ def convert(
     from lineahead.convert.pipeline import convert_checkpoint
 
     if keep_softmax is not None:
-        kept = keep_softmax if keep_softmax in ("local", "none") else f"[{keep_softmax}]"
+        kept = keep_softmax if keep_softmax in ("local", "none", "all") else f"[{keep_softmax}]"
         overrides = (*overrides, f"keep_softmax={kept}")
     manifest = convert_checkpoint(source, output, chosen_recipe(recipe, overrides), **options)
     show({"artifact": str(output), **manifest.model.model_dump(mode="json")}, as_json)

@@ -127,16 +127,16 @@ def method_settings(method: Method) -> AttentionSettings:
 
 def _require_all_layers(model: PreTrainedModel, recipe: Recipe) -> None:
     """Refuse a recipe that leaves softmax layers in an encoder or encoder-decoder: no artifact holds one."""
-    if recipe.layers != "all" or isinstance(recipe.keep_softmax, tuple):
+    if recipe.layers != "all" or isinstance(recipe.keep_softmax, tuple) or recipe.keep_softmax == "all":
         raise InputError(
             f"{type(model).__name__}: layers of encoders and encoder-decoders are converted all or none",
             hint="Leave out layers and keep_softmax; the library's linearize() can keep some.",
         )
 
 
-def kept_layers(recipe: Recipe) -> tuple[int, ...] | Literal["local"]:
+def kept_layers(recipe: Recipe) -> tuple[int, ...] | Literal["local", "all"]:
     """Which layers a recipe leaves as they are; naming the layers to convert says it already."""
-    if isinstance(recipe.keep_softmax, tuple):
+    if isinstance(recipe.keep_softmax, tuple) or recipe.keep_softmax == "all":
         return recipe.keep_softmax
     return "local" if recipe.keep_softmax == "local" and recipe.layers == "all" else ()
 
@@ -179,7 +179,7 @@ def _manifest(
             max_position=limits[0] if limits else None,
             layers=max(config.num_hidden_layers, len(converted)),
             linear_layers=converted,
-            settings=roles.pop("decoder", settings.as_dict()),
+            settings=roles.pop("decoder", settings.as_dict()) if layers else {},
             role_settings=roles,
             parameters=sum(parameter.numel() for parameter in model.parameters()),
             new_parameters=new,

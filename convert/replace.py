@@ -31,7 +31,7 @@ def linearize(
     settings: AttentionSettings,
     *,
     layers: Sequence[int] | None = None,
-    keep: Sequence[int] | Literal["local"] = (),
+    keep: Sequence[int] | Literal["local", "all"] = (),
 ) -> list[LinearLayer]:
     """Give attention layers freshly initialised operators, and route their attention to them.
 
@@ -43,7 +43,8 @@ def linearize(
         settings: the operator's settings, the same for all layers.
         layers: layer indices to convert; all when None. The others keep softmax attention and their KV cache.
         keep: of those, indices that are not converted after all; ``local``: the layers with a window of their
-            own in a model that also has layers without.
+            own in a model that also has layers without; ``all``: none is converted, and the model decodes as
+            before, with a cache that grows.
 
     Returns:
         The converted layers, by layer index.
@@ -58,21 +59,26 @@ def linearize(
     if any(ATTRIBUTE in module._modules for module in model.modules()):
         raise InputError(f"{type(model).__name__} is linear already", hint="Load the original checkpoint.")
     if is_two_sided(model):
+        if keep == "all":
+            raise InputError(f"{type(model).__name__}: nothing is left to convert", hint="Keep fewer layers.")
         return linearize_roles(model, settings, layers=layers, keep=() if keep == "local" else keep)
     settings = replace(settings, causal=True)
     route_attention(model)
     found = discover(model)
-    keep = local_layers(model) if keep == "local" else keep
     wanted = {layer.index for layer in found} if layers is None else set(layers)
-    missing = sorted({*wanted, *keep} - {layer.index for layer in found})
+    kept = wanted if keep == "all" else set(local_layers(model) if keep == "local" else keep)
+    missing = sorted((wanted | kept) - {layer.index for layer in found})
     if missing:
         raise InputError(
             f"no attention layer {missing[:1]}: layers are {found[0].index} to {found[-1].index}",
             hint="Name existing layers, or leave `layers` out to convert all.",
         )
-    wanted -= set(keep)
-    if not wanted:
-        raise InputError("no layer is left to convert", hint="Keep fewer layers.")
+    wanted -= kept
+    if not wanted and keep != "all":
+        raise InputError(
+            "no layer is left to convert",
+            hint="Keep fewer layers, or all of them by name (keep_softmax=all) to export the original.",
+        )
     converted = [
         LinearLayer(
             name=layer.name,

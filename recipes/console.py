@@ -166,6 +166,18 @@ def backend_options(command: Command) -> Command:
     return command
 
 
+def draft_model_options(command: Command) -> Command:
+    """Which second model proposes tokens."""
+    for option in (
+        click.option("--draft-precision", type=PRECISION, default="int4", help="Of the draft model."),
+        click.option(
+            "--draft-model", type=click.Path(path_type=Path), help="Artifact that drafts (--speculate model)."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 def sampling_options(command: Command) -> Command:
     """Names as in transformers' generation config."""
     for option in (

@@ -79,7 +79,8 @@ class Model(Record):
         max_position: longest text that the position table covers; None where there is no limit.
         layers: number of layers; of an encoder-decoder, in the deeper of its halves.
         linear_layers: indices of the converted ones, in any half.
-        settings: the operator's settings, as saved in ``config.json``; of an encoder, the method's.
+        settings: the operator's settings, as saved in ``config.json``; of an encoder, the method's; empty
+            when no layer is converted.
         role_settings: those of the layers that are no decoder's self-attention: ``encoder``, ``cross``.
         parameters: number of parameters.
         new_parameters: how many of them conversion added.

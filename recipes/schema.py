@@ -323,9 +323,9 @@ class Recipe(Part):
         method: the operator's form.
         pretrained: name of trained parts that come with the package; they replace `method`.
         layers: indices of the attention layers to convert, or ``all``.
-        keep_softmax: of those, the ones that stay as they are after all: indices, ``none``, or ``local``: the
+        keep_softmax: of those, the ones that stay as they are after all: indices, ``none``, ``local``: the
             layers with a window of their own in a model that also has layers without one, whose cache is
-            bounded already (Gemma 3).
+            bounded already (Gemma 3), or ``all``: the original model, for export, whose linear twin drafts.
         precision: of the frozen weights while training; ``auto`` takes bfloat16 where the hardware
             multiplies it fast.
         seed: of everything random.
@@ -342,7 +342,7 @@ class Recipe(Part):
     method: Method = Method()
     pretrained: str | None = None
     layers: Literal["all"] | tuple[NonNegativeInt, ...] = "all"
-    keep_softmax: Literal["local", "none"] | tuple[NonNegativeInt, ...] = "local"
+    keep_softmax: Literal["local", "none", "all"] | tuple[NonNegativeInt, ...] = "local"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     seed: NonNegativeInt = 0
     checkpoint_seconds: PositiveFloat = 120.0

@@ -4,7 +4,8 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -14,9 +15,9 @@ from lineahead.errors import InputError
 from lineahead.recipes.console import (
     ANY_DRAFTER,
     CERTIFIED,
-    PRECISION,
     artifact_argument,
     backend_options,
+    draft_model_options,
     json_option,
     note,
     read_prompt,
@@ -38,6 +39,8 @@ REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 @click.option("--certificate", is_flag=True, help="Check everything and write certificate.json to ARTIFACT.")
 @click.option("--also", multiple=True, type=CERTIFIED, help="With --certificate: other precisions to check.")
 @click.option("--samples", default=2000, help="With --certificate: sampled pairs for each shape of draft.")
+@click.option("--original", metavar="CHECKPOINT", help="Also transformers' text of it; no layer converted.")
+@draft_model_options
 @backend_options
 @json_option
 def verify(
@@ -49,6 +52,9 @@ def verify(
     certificate: bool,
     also: tuple[str, ...],
     samples: int,
+    original: str | None,
+    draft_model: Path | None,
+    draft_precision: str,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -60,7 +66,7 @@ def verify(
     """
     from lineahead.runtime import demo as examples
     from lineahead.runtime.bench.prompts import read_prompts
-    from lineahead.runtime.generate import Generator
+    from lineahead.runtime.generate import Generator, open_drafter
     from lineahead.runtime.sampling import SamplingParams
     from lineahead.runtime.verify import verify as compare
 
@@ -70,6 +76,8 @@ def verify(
         return read_prompts(prompts, count) if prompts else examples.prompts(generator)
 
     if certificate:
+        if original is not None or draft_model is not None:
+            raise InputError("--certificate with --original or --draft-model", hint="Check them apart.")
         _certify(
             artifact,
             texts,
@@ -78,11 +86,52 @@ def verify(
             options,
             as_json,
         )
+    if draft_model is not None:
+        _share_threads(options)
     generator = Generator.load(artifact, **options)
+    more = {}
+    if draft_model is not None:
+        more["model"] = open_drafter(
+            generator.artifact,
+            "model",
+            model=draft_model,
+            precision=draft_precision,
+            provider=options["provider"],
+            threads=options["threads"],
+        )
     params = SamplingParams(temperature=temperature, seed=seed)
-    report = compare(generator, texts(generator), params=params, **sizes)
+    report = compare(
+        generator,
+        texts(generator),
+        params=params,
+        also=more,
+        original=None if original is None else _texts_of(original, artifact),
+        **sizes,
+    )
     show(report.as_dict(), as_json)
     sys.exit(0 if report.identical else 1)
+
+
+def _texts_of(original: str, artifact: Path) -> Callable[..., Sequence[Sequence[int]]]:
+    """What transformers writes on a checkpoint, to be compared with an artifact that is the same model."""
+    from lineahead.recipes.manifest import read_manifest
+    from lineahead.runtime.bench.baselines import transformers_texts
+
+    converted = len(read_manifest(artifact).model.linear_layers)
+    if converted:
+        raise InputError(
+            f"--original: {converted} layers of {artifact} are converted, so it writes another text",
+            hint="Make one without: `lineahead convert CHECKPOINT OUT --recipe original`.",
+        )
+    return partial(transformers_texts, original)
+
+
+def _share_threads(backend: Mapping[str, Any]) -> None:
+    """Let a model and its draft model take turns in one pool of threads."""
+    if backend["backend"] == "onnxruntime":
+        from lineahead.runtime.backends.ort_library import share_threads
+
+        share_threads(backend["threads"])
 
 
 def _certify(
@@ -128,8 +177,7 @@ def _certify(
 @click.option("--chat/--raw", default=None, help="Use the chat template [default: when there is one].")
 @click.option("--speculate", type=ANY_DRAFTER, default="none", help="What proposes tokens.")
 @click.option("--tree/--chain", default=True, help="Shape of the Medusa heads' proposals.")
-@click.option("--draft-model", type=click.Path(path_type=Path), help="With --speculate model: its artifact.")
-@click.option("--draft-precision", type=PRECISION, default="int4", help="Of the draft model.")
+@draft_model_options
 @click.option("--draft-length", default=8, help="Most tokens proposed per step.")
 @click.option("--governed", is_flag=True, help="Let measured costs choose the draft length.")
 @click.option("--typical", is_flag=True, help="Medusa's typical acceptance: LOSSY, changes the distribution.")
@@ -170,10 +218,8 @@ def generate(
         for name in ("backend", "precision", "provider", "threads", "implementation", "rebuild")
     }
     params = SamplingParams(**options)
-    if speculate == "model" and backend["backend"] == "onnxruntime":
-        from lineahead.runtime.backends.ort_library import share_threads
-
-        share_threads(backend["threads"])
+    if speculate == "model":
+        _share_threads(backend)
     generator = Generator.load(artifact, **backend)
     drafter = open_drafter(
         generator.artifact,

@@ -322,7 +322,7 @@ def open_drafter(
         precision: of the draft model's graph.
 
     Raises:
-        InputError: when there is no such drafter, or the draft model has another vocabulary.
+        InputError: when there is no such drafter, or the draft model has another vocabulary or tokenizer.
         ArtifactError: when its graph is missing.
     """
     if name == "none":
@@ -338,17 +338,25 @@ def open_drafter(
             else CombinedDrafter(lookup, _trained(artifact, kind, nodes, shape, provider))
         )
     if name == "model":
-        other = artifact if model is None else read_artifact(model)
-        if other.vocab_size != artifact.vocab_size:
-            raise InputError(
-                f"{other.folder} has {other.vocab_size} tokens, {artifact.folder} has {artifact.vocab_size}",
-                hint="Take a draft model with the same tokenizer.",
-            )
+        other = artifact if model is None else _companion(artifact, model)
         session = open_session(other, precision=precision, provider=provider, threads=threads)
         return ModelDrafter(session, max_nodes=nodes)
     if name in ("medusa", "recurrent"):
         return _trained(artifact, name, nodes, shape, provider)
     raise InputError(f"unknown drafter {name!r}", hint=f"Choose one of: {', '.join(DRAFTERS)}.")
+
+
+def _companion(artifact: Artifact, folder: Path) -> Artifact:
+    """A draft model's artifact, which must number tokens as the verifier does."""
+    other, hint = read_artifact(folder), "Take a draft model with the same tokenizer."
+    if other.vocab_size != artifact.vocab_size:
+        raise InputError(
+            f"{other.folder} has {other.vocab_size} tokens, {artifact.folder} has {artifact.vocab_size}",
+            hint=hint,
+        )
+    if not Tokenizer(other.folder).spells_as(Tokenizer(artifact.folder)):
+        raise InputError(f"{other.folder} and {artifact.folder} number their tokens differently", hint=hint)
+    return other
 
 
 def _trained(artifact: Artifact, kind: str, nodes: int, shape: Shape, provider: Provider) -> Drafter:

@@ -64,6 +64,11 @@ class Tokenizer:
         }
         self.template = _template(folder, config)
 
+    def spells_as(self, other: "Tokenizer") -> bool:
+        """Whether both give every token the same number."""
+        mine, theirs = (one._fast.get_vocab(with_added_tokens=True) for one in (self, other))
+        return bool(mine == theirs)
+
     @property
     def size(self) -> int:
         """Number of tokens, added ones included."""

@@ -1,6 +1,6 @@
 """Does speculation change the text? Decodes prompts plainly and with every drafter, and compares them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -16,7 +16,9 @@ from lineahead.runtime.sampling import SamplingParams
 from lineahead.runtime.session import Floats, Session
 
 Progress = Callable[[str, int, int], None]
+Reference = Callable[[Sequence[Sequence[int]], int], Sequence[Sequence[int]]]
 SHAKES, SHAKEN_TOKENS = 3, 8
+ENDED = -1
 ROUNDING = {"bf16": 2.0**-8, "fp16": 2.0**-11}
 
 
@@ -27,8 +29,8 @@ class Divergence:
     Attributes:
         prompt: number of the prompt.
         position: number of the generated token.
-        plain: the token of plain decoding.
-        found: the token of speculative decoding.
+        plain: the token of plain decoding; -1 where its text has ended.
+        found: the token of speculative decoding, likewise.
         margin: logit of `plain` minus logit of `found` after the common text.
         noise: largest change of those logits, read token by token, when the decoding state is off by about
             one rounding a few tokens earlier. It does not depend on drafts: what drafting gets wrong cannot
@@ -51,7 +53,7 @@ class Check:
     """All prompts with one drafter.
 
     Attributes:
-        drafter: its name.
+        drafter: its name; ``original`` for the text of another program, which drafts nothing.
         batch: prompts decoded together.
         identical: whether every text equals plain decoding's.
         prompts: how many were compared.
@@ -101,6 +103,8 @@ def verify(
     tokens: int = 256,
     batch: int = 4,
     params: SamplingParams | None = None,
+    also: Mapping[str, Drafter] | None = None,
+    original: Reference | None = None,
     progress: Progress = lambda name, done, total: None,
 ) -> Report:
     """Compare plain decoding with chains, trees, lookup, the artifact's own heads, and a batch of rows.
@@ -114,11 +118,16 @@ def verify(
         tokens: to generate for each (end-of-sequence does not stop it).
         batch: rows of the batched check.
         params: sampling instead of greedy decoding; with one seed the text must not change either.
+        also: more drafters by name, such as a second model.
+        original: writes greedy texts of the checkpoint that the artifact was made from, in another program;
+            for artifacts in which no layer is converted.
         progress: called with the drafter's name and the prompts done and in all.
 
     Raises:
-        InputError: when there are no prompts, or one of them cannot be used.
+        InputError: when there are no prompts, one of them cannot be used, or `original` is to be sampled.
     """
+    if original is not None and params is not None and not params.greedy:
+        raise InputError("another program's sampled text is another text", hint="Compare at temperature 0.")
     if not prompts:
         raise InputError("no prompts to verify with", hint="Give a file with at least one prompt.")
     encoded = [generator.encode(prompt) for prompt in prompts]
@@ -136,7 +145,11 @@ def verify(
     start = generator.artifact.start
     texts = [[*(start or prompt), *text] for prompt, text in zip(encoded, plain, strict=True)]
     kinds = _drafters(generator, texts, batch)
+    kinds += [(name, 1, [drafter] * len(encoded)) for name, drafter in (also or {}).items()]
     checks = [run.compare(name, size, drafters, plain) for name, size, drafters in kinds]
+    if original is not None:
+        run.clear()
+        checks.append(run.judge("original", 1, original(encoded, tokens), plain))
     found = [one for check in checks for one in check.divergences]
     return Report(
         identical=not found,
@@ -184,11 +197,15 @@ class _Run:
         self, generator: Generator, prompts: Sequence[list[int]], params: SamplingParams, progress: Progress
     ) -> None:
         self.generator, self.prompts, self.params, self.progress = generator, prompts, params, progress
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin to count anew."""
         self.accepted = self.row_steps = self.row_tokens = 0
 
     def decode(self, name: str, drafters: Sequence[Drafter], size: int) -> list[tuple[int, ...]]:
         """Texts of all prompts, `size` at a time."""
-        self.accepted = self.row_steps = self.row_tokens = 0
+        self.clear()
         texts: list[tuple[int, ...]] = []
         for group, drafter in zip(range(0, len(self.prompts), size), drafters, strict=False):
             self.progress(name, group, len(self.prompts))
@@ -210,12 +227,19 @@ class _Run:
         self, name: str, size: int, drafters: Sequence[Drafter], plain: Sequence[tuple[int, ...]]
     ) -> Check:
         """Decode with drafters and look for first differences."""
-        texts = self.decode(name, drafters, size)
+        return self.judge(name, size, self.decode(name, drafters, size), plain)
+
+    def judge(
+        self, name: str, size: int, texts: Sequence[Sequence[int]], plain: Sequence[tuple[int, ...]]
+    ) -> Check:
+        """Look for the first difference of each text."""
         differences = []
         for i, (one, other) in enumerate(zip(plain, texts, strict=True)):
             position = next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), None)
-            if position is not None or len(one) != len(other):
-                differences.append(self._explain(i, position or 0, one, other))
+            if position is not None:
+                differences.append(self._explain(i, position, one, other))
+            elif len(one) != len(other):
+                differences.append(_ended(i, one, other))
         return Check(
             drafter=name,
             batch=size,
@@ -245,6 +269,20 @@ class _Run:
             noise=noise,
             near_tie=self.params.greedy and abs(margin) <= 2 * noise,
         )
+
+
+def _ended(prompt: int, plain: Sequence[int], found: Sequence[int]) -> Divergence:
+    """One text goes on where the other has ended."""
+    at = min(len(plain), len(found))
+    return Divergence(
+        prompt=prompt,
+        position=at,
+        plain=plain[at] if at < len(plain) else ENDED,
+        found=found[at] if at < len(found) else ENDED,
+        margin=0.0,
+        noise=0.0,
+        near_tie=False,
+    )
 
 
 def _read_shaken(session: Session, text: Sequence[int], source: Sequence[int], seed: int) -> Floats:

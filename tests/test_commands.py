@@ -99,6 +99,37 @@ def test_a_draft_model_does_not_change_the_text(run, artifact):
     assert found["statistics"]["accepted"] == found["statistics"]["proposed"] > 10
 
 
+def test_the_linear_twin_writes_the_originals_text(run, checkpoint, artifact, tmp_path):
+    original = tmp_path / "original"
+    for arguments in (
+        ("convert", checkpoint, original, "--recipe", "original"),
+        ("export", "onnx", original, "--precision", "fp32"),
+    ):
+        result = run(*arguments)
+        assert result.exit_code == 0, result.output
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("one two three\nfour five six\n")
+    asked = ("--prompts", prompts, "--tokens", 24, "--original", checkpoint, "--json")
+    twin = ("--draft-model", artifact, "--draft-precision", "fp32")
+    command = [sys.executable, "-m", "lineahead.cli", *map(str, ("verify", original, *asked, *twin))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads(done.stdout)
+    assert report["identical"]
+    model, judged = report["checks"][-2:]
+    assert (model["drafter"], judged["drafter"]) == ("model", "original")
+    assert model["accepted"] > 0
+    assert judged["tokens"] == 48
+    for command, word in (
+        (("verify", artifact, *asked), "2 layers"),
+        (("verify", original, "--certificate", *asked), "--certificate with --original"),
+        (("finetune", original, "--recipe", "smoke", "data.samples={}"), "adds no parameters"),
+        (("conformance", original), "no layer is converted"),
+    ):
+        assert word in run(*command).stderr
+    assert run("doctor", original).exit_code == 0
+
+
 def test_a_draft_model_must_be_an_artifact(artifact, checkpoint):
     from lineahead.runtime.artifact import read_artifact
     from lineahead.runtime.generate import open_drafter

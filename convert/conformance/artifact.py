@@ -40,13 +40,20 @@ def measure_artifact(
         trust_remote_code: run the training form and ``generate()`` by the Python code in the folder.
 
     Raises:
-        ArtifactError: when the folder is not an artifact, or its code makes something else.
+        ArtifactError: when the folder is not an artifact, no layer of it is converted, or its code makes
+            something else.
         ArchitectureError: when it is an encoder-decoder without a language model's head.
         CheckpointError: when its weights are damaged.
     """
     config = read_config(folder)
     model = load_model(folder, dtype=torch.float32)
-    first, kind = layers_of(model.config)[0], kind_of(config)
+    converted, kind = layers_of(model.config), kind_of(config)
+    if not converted:
+        raise ArtifactError(
+            f"{folder}: no layer is converted, so no form of the operator runs",
+            hint="Compare its text with the checkpoint's: `lineahead verify --original`.",
+        )
+    first = converted[0]
     if kind == "encoder-decoder" and model.get_output_embeddings() is None:
         raise ArchitectureError(
             f"{type(model).__name__} says no logits of tokens, which is what is compared",

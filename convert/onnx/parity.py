@@ -33,6 +33,7 @@ from lineahead.plugins.augmented_attention.huggingface.step_model import StepMod
 logger = logging.getLogger(__name__)
 
 OWN_TOKENS = 64
+USUAL_WINDOW = 64  # how long the runs are where no layer is converted
 LONGEST_WINDOW = 1024
 ROWS_FIRST = (torch.nn.Linear, torch.nn.Embedding)  # GPT-2's Conv1D keeps [K, N]
 Reference = list[list[list[Array]]]
@@ -125,10 +126,14 @@ def compare_in_subprocess(artifact: Path, graph: Path, *, precision: str = "fp32
 
 
 def windows(model: StepModel) -> tuple[int, ...]:
-    """Window of the converted layers, then those of other layers that are short enough to be crossed here."""
+    """Window of the converted layers, then those of other layers that are short enough to be crossed here.
+
+    Where no layer is converted the first is a usual one: the runs need some length.
+    """
     settings = [layer.settings for layer in model.layers if isinstance(layer, LinearLayer)]
     kept = {layer.window for layer in model.layers if isinstance(layer, SoftmaxLayer)}
-    return (settings[0].window, *sorted(size for size in kept if 0 < size <= LONGEST_WINDOW))
+    first = settings[0].window if settings else USUAL_WINDOW
+    return (first, *sorted(size for size in kept if 0 < size <= LONGEST_WINDOW))
 
 
 def own_text(model: StepModel, empty: Sequence[Array], *, seed: int) -> Case:

@@ -83,6 +83,26 @@ def transformers_fp32(
     )
 
 
+def transformers_texts(
+    checkpoint: str, prompts: Sequence[Sequence[int]], tokens: int, *, threads: int = 2
+) -> list[list[int]]:
+    """What ``transformers.generate`` writes greedily on the softmax checkpoint in float32, prompt by prompt.
+
+    Args:
+        checkpoint: directory or Hub id of the original.
+        prompts: token lists.
+        tokens: written for each; the end of the text does not stop it.
+        threads: for torch.
+
+    Raises:
+        BackendError: when the process fails.
+    """
+    request = {"prompts": [list(one) for one in prompts], "tokens": tokens, "threads": threads}
+    found = _run("lineahead.runtime.bench.original_process", checkpoint, request, threads)["texts"]
+    assert isinstance(found, list)
+    return found
+
+
 def llama_cpp(
     gguf: str, tokens: Sequence[int], contexts: Sequence[int], *, samples: int = 24, threads: int = 2
 ) -> Baseline:

@@ -6,7 +6,14 @@ from typing import Any
 import click
 
 from lineahead.errors import InputError
-from lineahead.recipes.console import PRECISION, artifact_argument, json_option, note, show
+from lineahead.recipes.console import (
+    PRECISION,
+    artifact_argument,
+    draft_model_options,
+    json_option,
+    note,
+    show,
+)
 from lineahead.recipes.json_file import parse_object
 
 
@@ -39,6 +46,7 @@ def bench() -> None:
 @click.option("--tokens", default=128, help="Tokens generated for each.")
 @click.option("--temperature", default=0.0, help="0 decodes greedily.")
 @click.option("--draft-length", "draft_nodes", default=5, help="Most tokens proposed per step.")
+@draft_model_options
 @click.option("--governed", is_flag=True, help="Also run each drafter under the governor.")
 @click.option("--baseline", metavar="CHECKPOINT", help="Original checkpoint for transformers.generate.")
 @click.option("--gguf", metavar="FILE", help="GGUF file for llama.cpp.")

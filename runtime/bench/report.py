@@ -8,6 +8,7 @@ from typing import Any
 
 from lineahead.errors import InputError
 from lineahead.runtime.artifact import read_artifact
+from lineahead.runtime.backends.ort_library import share_threads
 from lineahead.runtime.bench.bandwidth import read_bandwidth_gb_s
 from lineahead.runtime.bench.baselines import Baseline, llama_cpp, transformers_fp32
 from lineahead.runtime.bench.context import decode_cost, verify_cost
@@ -39,6 +40,8 @@ class BenchRequest:
         drafters: ``lookup``, ``auto``, and ``KIND chain`` or ``KIND tree``; kinds that the artifact lacks are
             left out.
         draft_nodes: most nodes proposed.
+        draft_model: artifact that drafts as well; none when None.
+        draft_precision: of its graph.
         governed: also run each drafter under the governor.
         baseline: checkpoint for ``transformers.generate``; none when None.
         gguf: file for llama.cpp; none when None.
@@ -63,6 +66,8 @@ class BenchRequest:
         "auto",
     )
     draft_nodes: int = 5
+    draft_model: Path | None = None
+    draft_precision: str = "int4"
     governed: bool = False
     baseline: str | None = None
     gguf: str | None = None
@@ -110,6 +115,8 @@ def bench(
         InputError: when the prompts cannot be read, or a context is beyond the model's positions.
     """
     read_artifact(folder).require_decoder("bench")
+    if request.draft_model is not None:
+        share_threads(request.threads)
     report = BenchReport(machine=_machine(request.threads))
     tokens: list[int] = []
     for precision in request.precisions:
@@ -229,6 +236,15 @@ def _drafters(generator: Generator, request: BenchRequest) -> dict[str, Drafter]
                 nodes=request.draft_nodes,
                 shape="chain" if shape == "chain" else "adaptive",
             )
+    if request.draft_model is not None:
+        made[f"model {request.draft_nodes}"] = open_drafter(
+            generator.artifact,
+            "model",
+            nodes=request.draft_nodes,
+            threads=request.threads,
+            model=request.draft_model,
+            precision=request.draft_precision,
+        )
     return made
 
 

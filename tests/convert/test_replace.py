@@ -5,6 +5,7 @@ import logging
 import pytest
 import torch
 
+from lineahead.convert.checkpoint import load_model, save_artifact
 from lineahead.convert.replace import check_routing, linearize
 from lineahead.errors import ArchitectureError, InputError
 from lineahead.plugins.augmented_attention.methods import PRESETS
@@ -60,3 +61,14 @@ def test_kept_layers_stay(tiny_llama):
 def test_layers_that_cannot_be_kept(tiny_llama, keep, message):
     with pytest.raises(InputError, match=message):
         linearize(tiny_llama, SETTINGS, keep=keep)
+
+
+def test_a_model_of_which_all_is_kept_is_the_original(tiny_llama, tmp_path):
+    tokens = torch.arange(2, 42)[None]
+    asked = {"max_new_tokens": 30, "do_sample": False, "eos_token_id": None}
+    logits, text = tiny_llama(tokens).logits, tiny_llama.generate(tokens, **asked)
+    assert linearize(tiny_llama, SETTINGS, keep="all") == []
+    save_artifact(tiny_llama, None, tmp_path / "original", layers=[])
+    for model in (tiny_llama, load_model(tmp_path / "original")):
+        assert torch.equal(model(tokens).logits, logits)
+        assert torch.equal(model.generate(tokens, **asked), text)

@@ -138,6 +138,7 @@ REFUSALS = {
     "verify {t5} --backend eager --certificate": "a certificate works on decoders only",
     "convert {source} {state} layers=[0]": "converted all or none",
     "convert {source} {state} --keep-softmax 1": "converted all or none",
+    "convert {source} {state} --keep-softmax all": "converted all or none",
     "convert {source} {state} method.preset=linformer": "no causal form",
 }
 

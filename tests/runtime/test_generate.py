@@ -1,3 +1,4 @@
+import shutil
 import subprocess
 import sys
 
@@ -66,6 +67,41 @@ def test_verify_of_a_model_with_softmax_layers(hybrid_artifact):
     report = verify(hybrid, [[0, 5, 6, 7, 5, 6, 7, 5, 6], list(range(2, 60))], tokens=40, batch=2)
     assert report.identical
     assert sum(check.accepted for check in report.checks) > 20
+
+
+def test_verify_with_more_drafters_and_another_programs_text(generator):
+    params = SamplingParams(max_tokens=20, ignore_eos=True)
+
+    def written(prompts, tokens):
+        assert tokens == 20
+        return [list(one.tokens) for one in generator.generate(prompts, params)]
+
+    def mistaken(prompts, tokens):
+        texts = written(prompts, tokens)
+        texts[1][7] = (texts[1][7] + 1) % 300
+        return [*texts[:2], texts[2][:-1]]
+
+    also = {"second": open_drafter(generator.artifact, "lookup", nodes=2)}
+    report = verify(generator, PROMPTS, tokens=20, batch=1, also=also, original=written)
+    assert report.identical
+    assert [check.drafter for check in report.checks[-2:]] == ["second", "original"]
+    assert report.checks[-1].accepted == 0
+    (*_, judged) = verify(generator, PROMPTS, tokens=20, batch=1, original=mistaken).checks
+    assert [(one.prompt, one.position) for one in judged.divergences] == [(1, 7), (2, 19)]
+    assert not any(one.near_tie for one in judged.divergences)
+    with pytest.raises(InputError, match="sampled text"):
+        verify(generator, PROMPTS, params=SamplingParams(temperature=1.0), original=written)
+
+
+def test_a_draft_model_must_number_tokens_alike(artifact, tmp_path):
+    other = shutil.copytree(artifact, tmp_path / "other")
+    text = (other / "tokenizer.json").read_text()
+    assert '"a":' in text
+    (other / "tokenizer.json").write_text(
+        text.replace('"a":', '"swap":').replace('"b":', '"a":').replace('"swap":', '"b":')
+    )
+    with pytest.raises(InputError, match="number their tokens differently"):
+        open_drafter(read_artifact(artifact), "model", model=other, precision="fp32")
 
 
 def test_verify_tells_a_defect(generator, monkeypatch):
