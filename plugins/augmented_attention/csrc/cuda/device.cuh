@@ -43,6 +43,13 @@ __device__ __forceinline__ float4 load_once(const float* from) {
   return v;
 }
 
+// 16 bytes, asked for here and not where they are used.
+__device__ __forceinline__ uint4 fetch16(const void* from) {
+  uint4 v;
+  asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(from) : "memory");
+  return v;
+}
+
 __device__ __forceinline__ uint32_t permute_bytes(uint32_t a, uint32_t b, uint32_t which) { return __byte_perm(a, b, which); }
 
 // sum += a b on the tensor cores, operands as PTX lays them out over a warp: m16n8k16 of 16-bit numbers, m16n8k8 of tf32.

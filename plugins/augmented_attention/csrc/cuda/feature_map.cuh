@@ -13,24 +13,33 @@ __host__ __device__ inline bool has_projection(int map) { return map == kHedgeho
 // softmax(z) and softmax(-z) of one row z[columns], the first in place of z, the second after it; by one warp.
 // Zhang et al., 2024, arXiv:2402.04347.
 __device__ inline void two_softmaxes(float* z, int columns) {
-  const int lane = lane_index();
-  float top = -INFINITY, bottom = -INFINITY;
-  for (int i = lane; i < columns; i += kLanes) top = fmaxf(top, z[i]), bottom = fmaxf(bottom, -z[i]);
-  top = lane_max(top), bottom = lane_max(bottom);
+  const int first = lane_index() * 4, step = kLanes * 4;
+  float top = -INFINITY, bottom = INFINITY;
+#pragma unroll 1
+  for (int i = first; i < columns; i += step) {
+    const float4 v = load4(z + i);
+    top = fmaxf(top, fmaxf(fmaxf(v.x, v.y), fmaxf(v.z, v.w))), bottom = fminf(bottom, fminf(fminf(v.x, v.y), fminf(v.z, v.w)));
+  }
+  top = lane_max(top), bottom = -lane_max(-bottom);
   float up = 0, down = 0;
-  for (int i = lane; i < columns; i += kLanes) {
-    const float a = __expf(z[i] - top), b = __expf(-z[i] - bottom);
-    up += a, down += b;
-    z[i] = a, z[columns + i] = b;
+#pragma unroll 1
+  for (int i = first; i < columns; i += step) {
+    const float4 v = load4(z + i);
+    const float4 a = make_float4(__expf(v.x - top), __expf(v.y - top), __expf(v.z - top), __expf(v.w - top));
+    const float4 b = make_float4(__expf(bottom - v.x), __expf(bottom - v.y), __expf(bottom - v.z), __expf(bottom - v.w));
+    up += a.x + a.y + (a.z + a.w), down += b.x + b.y + (b.z + b.w);
+    store4(z + i, a), store4(z + columns + i, b);
   }
   up = 1 / lane_sum(up), down = 1 / lane_sum(down);
-  for (int i = lane; i < columns; i += kLanes) z[i] *= up, z[columns + i] *= down;
+#pragma unroll 1
+  for (int i = first; i < columns; i += step) store4(z + i, scaled(up, load4(z + i))), store4(z + columns + i, scaled(down, load4(z + columns + i)));
 }
 
 // exp(x' W - |x'|^2 / 2) / sqrt(M), x' = sqrt(scale) x, the exponent held within bounds. `squares` is |x|^2.
 // Choromanski et al., 2020, arXiv:2009.14794.
 __device__ inline void positive_features(float* z, int columns, float squares, float scale) {
   const float root = sqrtf(scale), half = scale * squares / 2, norm = 1 / sqrtf((float)columns);
+#pragma unroll 1
   for (int i = lane_index(); i < columns; i += kLanes) {
     const float exponent = fmaf(root, z[i], -half);
     z[i] = expf(fminf(fmaxf(exponent, -kExponentBound), kExponentBound)) * norm;
@@ -40,6 +49,7 @@ __device__ inline void positive_features(float* z, int columns, float squares, f
 // [sin(x' W), cos(x' W)] / sqrt(M). Peng et al., 2021, arXiv:2103.02143.
 __device__ inline void fourier_features(float* z, int columns, float scale) {
   const float turns = sqrtf(scale) * 0.318309886183790672f, norm = 1 / sqrtf((float)columns);
+#pragma unroll 1
   for (int i = lane_index(); i < columns; i += kLanes) {
     float sine, cosine;
     sincospif(turns * z[i], &sine, &cosine);
@@ -54,6 +64,7 @@ __device__ void finish_row(const Settings& settings, const T* x, int dim, float*
     two_softmaxes(z, columns);
   } else if (settings.map == kPerformer) {
     float squares = 0;
+#pragma unroll 1
     for (int i = lane_index(); i < dim; i += kLanes) squares = fmaf(to_float(x[i]), to_float(x[i]), squares);
     positive_features(z, columns, lane_sum(squares), settings.scale);
   } else {

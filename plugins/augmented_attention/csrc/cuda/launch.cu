@@ -86,13 +86,18 @@ cudaError_t launch_step(const Call& call, const Layout& layout, cudaStream_t str
   return enqueue(reinterpret_cast<const void*>(normalize_kernel<T>), call, layout, rows, 0, stream);
 }
 
+template <bool kSingle, typename T>
+const void* choose_stream(int steps) {
+  return steps <= 1   ? reinterpret_cast<const void*>(stream_kernel<1, kSingle, T>)
+         : steps <= 2 ? reinterpret_cast<const void*>(stream_kernel<2, kSingle, T>)
+         : steps <= 4 ? reinterpret_cast<const void*>(stream_kernel<4, kSingle, T>)
+                      : reinterpret_cast<const void*>(stream_kernel<8, kSingle, T>);
+}
+
 template <typename T>
 cudaError_t launch_stream(const Call& call, const Layout& layout, cudaStream_t stream) {
   const int steps = (call.features + 63) / 64;
-  const void* kernel = steps <= 1   ? reinterpret_cast<const void*>(stream_kernel<1, T>)
-                       : steps <= 2 ? reinterpret_cast<const void*>(stream_kernel<2, T>)
-                       : steps <= 4 ? reinterpret_cast<const void*>(stream_kernel<4, T>)
-                                    : reinterpret_cast<const void*>(stream_kernel<8, T>);
+  const void* kernel = call.nodes == 1 && call.heads == call.shared ? choose_stream<true, T>(steps) : choose_stream<false, T>(steps);
   return enqueue(kernel, call, layout, dim3(layout.slices, layout.row_blocks, call.batch * call.shared), layout.bytes, stream);
 }
 

@@ -21,8 +21,10 @@ struct Layout {
   int passes;            // a block takes its columns so many at a time as kPassColumns
   int first_node;        // columns before the nodes: rows of the window, rows that may be accepted
   int value_stride, phi_stride, row_stride, projected;  // elements a row of `value`, `phi` and `row`; floats a row of `partial`
-  int far_tile;          // rows of phi(k) of far columns; all of them, or as many as are mapped at a time
-  int phi_query, phi_far, length, start, gain;  // offsets
+  int key_rows;          // keys that may need features, at most
+  int mapped;            // rows that are mapped at a time, at most
+  int key_shift, value_shift;  // 1 << of them is no less than 8ths of `dim` and `slice`
+  int phi_query, length, start, gain;  // offsets
 };
 
 constexpr int kPassColumns = 32;

@@ -65,12 +65,12 @@ __device__ inline int read_index(const void* from, int bytes, int i) {
   return bytes == 8 ? (int)static_cast<const long long*>(from)[i] : static_cast<const int*>(from)[i];
 }
 
-__device__ inline Plan make_plan(const Call& call, int ring, int b) {
+// `length` and `count` as the call's ports of these names have them for sequence b.
+__device__ inline Plan make_plan(const Call& call, int ring, int b, int length, int count) {
   const Settings& settings = call.settings;
   Plan plan;
-  const int count = read_index(call.accept_count, call.index_bytes, b);
   plan.ring = ring;
-  plan.before = largest(read_index(call.length, call.index_bytes, b), 0);
+  plan.before = largest(length, 0);
   plan.total = plan.before + (call.pending ? largest(least(count, call.accepted), 0) : 0);
   plan.fold = largest(folded(settings, plan.before), settings.sinks);
   plan.fold_end = settings.map == kNoMap ? plan.fold : folded(settings, plan.total);
@@ -82,6 +82,10 @@ __device__ inline Plan make_plan(const Call& call, int ring, int b) {
   plan.accept = static_cast<const char*>(call.accept_index) + (size_t)b * call.accepted * call.index_bytes;
   plan.index_bytes = call.index_bytes, plan.accepted = call.accepted, plan.pending = call.pending;
   return plan;
+}
+
+__device__ inline Plan make_plan(const Call& call, int ring, int b) {
+  return make_plan(call, ring, b, read_index(call.length, call.index_bytes, b), read_index(call.accept_count, call.index_bytes, b));
 }
 
 // The block's tables in shared memory.
@@ -118,7 +122,7 @@ __device__ inline int tap(const Settings& settings, const Plan& plan, const Tabl
 }
 
 __device__ inline bool read_ancestor(const Call& call, int b, int t, int j) {
-  if (call.chain) return j <= t;
+  if (call.chain || call.nodes == 1) return j <= t;
   const size_t i = ((size_t)b * call.nodes + t) * call.nodes + j;
   return call.ancestor_bytes == 4 ? static_cast<const int*>(call.ancestors)[i] != 0 : static_cast<const char*>(call.ancestors)[i] != 0;
 }

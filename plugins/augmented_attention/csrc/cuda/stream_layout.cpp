@@ -6,8 +6,8 @@ namespace lineahead::cuda {
 
 namespace {
 
-constexpr int kWarpCount = 8, kMostRows = 16, kMostTiles = 16, kMostColumns = 256;  // stream_attend.cuh
-constexpr int kWaves = 2;  // blocks a processor that are worth having before blocks take more columns
+constexpr int kWarpCount = 8, kMostRows = 16, kMostTiles = 16, kMostColumns = 256;  // of stream_map.cuh and stream_attend.cuh
+constexpr int kWaves = 2;  // blocks a processor that tiles are spread over
 
 int up(int n, int step) { return (n + step - 1) / step * step; }
 
@@ -22,20 +22,36 @@ struct Allocator {
   int take_floats(int count) { return take(count * 4); }
 };
 
-// Columns that some node may see through the feature map, at most.
-int most_far(const Call& call) {
-  return call.nodes == 1 ? 1 : call.nodes + (call.settings.pattern == kGrouped ? call.settings.window - 1 : 0);
+int shift_of(int parts) {
+  int shift = 0;
+  while (1 << shift < parts) ++shift;
+  return shift;
 }
 
-Layout cut(const Call& call, int passes, bool keeps_far) {
+// Keys that may need features in one call, at most: KeyList of stream.cuh.
+int most_listed(const Call& call) {
+  const Settings& settings = call.settings;
+  const int accepted = call.pending ? call.accepted : 0, nodes = call.nodes, window = settings.window;
+  if (!has_state(settings)) return 0;
+  if (settings.pattern == kNoPattern) return accepted + nodes;
+  if (settings.pattern == kSliding) return accepted + std::min(window, nodes) - 1 + (nodes > window ? nodes : 0);
+  return std::min(window - 1 + accepted, up(accepted + nodes - 1, window)) + (nodes > 1 ? nodes : 0);
+}
+
+// Features of the kernel that serves so many: launch.cu.
+int kept_features(int features) { return features <= 128 ? up(features, 64) : features <= 256 ? 256 : 512; }
+
+// `together`: queries are mapped with the first keys, in more room.
+Layout cut(const Call& call, int passes, int most_blocks, bool together) {
   const Settings& settings = call.settings;
   const int rows = call.heads / call.shared * call.nodes, features = has_state(settings) ? call.features : 0;
   Layout layout{};
   layout.passes = passes, layout.slice = passes * kPassColumns;
   layout.slices = (call.value_dim + layout.slice - 1) / layout.slice;
   layout.tile = std::min(rows, kMostRows), layout.tiles = (rows + layout.tile - 1) / layout.tile, layout.row_blocks = 1;
-  layout.fold_tile = features ? std::clamp(most_folds(call), 1, kMostRows) : 0;
-  layout.far_tile = !features ? 0 : keeps_far ? most_far(call) : std::min(most_far(call), kMostRows);
+  if (passes == 1) layout.row_blocks = std::clamp(most_blocks / (call.batch * call.shared * layout.slices), 1, layout.tiles);
+  layout.key_rows = most_listed(call);
+  layout.key_shift = shift_of(call.dim / 8), layout.value_shift = shift_of(layout.slice / 8);
   layout.first_node = ring_rows(settings) + settings.sinks + (call.pending ? call.accepted : 0);
   layout.columns = up(layout.first_node + call.nodes, 8);
   layout.words = (call.nodes + 31) / 32;
@@ -43,22 +59,21 @@ Layout cut(const Call& call, int passes, bool keeps_far) {
   layout.value_stride = layout.slice + 16;
   layout.phi_stride = features + 4, layout.weight_stride = layout.columns + 4;
   layout.projected = call.columns <= 64 ? 64 : call.columns <= 128 ? 128 : 256;
-  const int groups = layout.projected / 64, widest = std::max({layout.tile, layout.fold_tile, std::min(layout.far_tile, kMostRows)});
+  const int parts = kWarpCount / (layout.projected / 64), keys = std::min(layout.key_rows, kMostRows);
+  layout.mapped = together ? layout.tile + keys : std::max(layout.tile, keys);
   Allocator memory;
   layout.key = memory.take(layout.columns * layout.key_stride * 2);
   layout.value = memory.take(layout.columns * layout.value_stride * 2);
   layout.row = memory.take(layout.tile * layout.row_stride * 2);
   layout.weight = memory.take_floats(layout.tile * layout.weight_stride);
   layout.phi_query = memory.take_floats(layout.tile * layout.phi_stride);
-  layout.phi = memory.take_floats(layout.fold_tile * layout.phi_stride);
-  layout.phi_far = memory.take_floats(layout.far_tile * layout.phi_stride);
+  layout.phi = memory.take_floats(layout.key_rows * layout.phi_stride);
+  layout.state = memory.take_floats(layout.tiles > layout.row_blocks ? kept_features(features) * kPassColumns : 0);
   layout.norm = memory.take_floats(features);
-  const int projections = call.columns ? 2 * (kWarpCount / groups) * widest * layout.projected : 0;
+  const int projections = call.columns ? layout.mapped * parts * layout.projected : 0;
   layout.partial = memory.take_floats(std::max(projections, 2 * kWarpCount * layout.tile * kPassColumns));
   layout.length = memory.take_floats(layout.columns + layout.tile);
   layout.position = memory.take(layout.columns * 4);
-  layout.source = memory.take((layout.fold_tile + 1) * 4);
-  layout.far = memory.take(layout.columns * 4);
   layout.node = memory.take(call.nodes * 4);
   layout.start = memory.take(call.nodes * 4);
   layout.gain = memory.take_floats(call.heads / call.shared * (2 + settings.taps));
@@ -83,14 +98,13 @@ Layout make_stream_layout(const Call& call, const Device& device) {
   int passes = 1;
   const bool sweeps = call.heads / call.shared * call.nodes <= kMostRows;
   if (sweeps && call.slice) passes = std::min(call.slice / kPassColumns, all);
-  while (sweeps && !call.slice && passes < all && call.batch * call.shared * ((all + 2 * passes - 1) / (2 * passes)) >= kWaves * device.processors)
+  // A block that takes more columns maps fewer features twice, as long as three blocks are left for two processors.
+  while (sweeps && !call.slice && passes < all && call.batch * call.shared * ((all + 2 * passes - 1) / (2 * passes)) * 2 >= 3 * device.processors)
     passes *= 2;
   for (passes = std::max(std::min(passes, all), 1); passes; passes /= 2) {
-    for (const bool keeps_far : {true, false}) {
-      Layout layout = cut(call, passes, keeps_far);
-      if (layout.bytes > device.shared_memory) continue;
-      if (passes == 1) layout.row_blocks = std::clamp(kWaves * device.processors / (call.batch * call.shared * layout.slices), 1, layout.tiles);
-      return layout;
+    for (const bool together : {true, false}) {
+      const Layout layout = cut(call, passes, kWaves * device.processors, together);
+      if (layout.bytes <= device.shared_memory) return layout;
     }
   }
   return {};

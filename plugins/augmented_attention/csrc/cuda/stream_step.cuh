@@ -16,6 +16,17 @@ struct Held {
   __device__ static int column() { return lane_index() / 4 * 4; }
 };
 
+// Ask for the numbers of S of one pass, so that they lie in the second-level cache when they are loaded: registers are needed for
+// projections until then.
+template <typename T>
+__device__ __forceinline__ void ask_for_state(const Stream<T>& s, int pass) {
+  const Call& call = s.call;
+  if (!s.has_map() || pass >= s.layout.passes) return;
+  const float* from = call.state + s.head * call.features * call.value_dim + s.value_start + pass * kPassColumns;
+#pragma unroll 1
+  for (int f = thread_index(); f < call.features; f += kThreads) prefetch(from + (size_t)f * call.value_dim);
+}
+
 template <int kSteps, typename T>
 __device__ __forceinline__ void load_state(const Stream<T>& s, int pass, Held<kSteps>& held) {
   const Call& call = s.call;
@@ -26,7 +37,8 @@ __device__ __forceinline__ void load_state(const Stream<T>& s, int pass, Held<kS
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int f = Held<kSteps>::feature(u, i);
-      held.s[u][i] = f < call.features && column < s.values ? load_once(from + (size_t)f * call.value_dim) : zero4();
+      held.s[u][i] = zero4();
+      if (f < call.features && column < s.values) held.s[u][i] = load_once(from + (size_t)f * call.value_dim);
     }
 }
 
@@ -44,29 +56,35 @@ __device__ __forceinline__ void store_state(const Stream<T>& s, int pass, const 
     }
 }
 
-// S += phi(k) v^T of the rows in `source`.
+// The folded S of a block that takes several tiles, between the first and the others; each thread its own.
 template <int kSteps, typename T>
-__device__ __forceinline__ void fold_rows(const Stream<T>& s, int pass, int rows, Held<kSteps>& held) {
-  const float* phi = s.floats(s.layout.phi);
-  for (int n = 0; n < rows; ++n) {
-    const float4 v = load4(s.values_at() + (size_t)s.tables.source[n] * s.layout.value_stride + pass * kPassColumns + Held<kSteps>::column());
+__device__ __forceinline__ float4* kept(const Stream<T>& s, int u, int i) {
+  return reinterpret_cast<float4*>(s.floats(s.layout.state)) + (u * 2 + i) * kThreads + thread_index();
+}
+template <int kSteps, typename T>
+__device__ __forceinline__ void keep_state(const Stream<T>& s, const Held<kSteps>& held) {
 #pragma unroll
-    for (int u = 0; u < kSteps; ++u)
+  for (int u = 0; u < kSteps; ++u) *kept<kSteps>(s, u, 0) = held.s[u][0], *kept<kSteps>(s, u, 1) = held.s[u][1];
+}
+template <int kSteps, typename T>
+__device__ __forceinline__ void take_state(const Stream<T>& s, Held<kSteps>& held) {
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int f = Held<kSteps>::feature(u, i);
-        if (f < s.call.features) add_scaled(held.s[u][i], phi[(size_t)n * s.layout.phi_stride + f], v);
-      }
-  }
+  for (int u = 0; u < kSteps; ++u) held.s[u][0] = *kept<kSteps>(s, u, 0), held.s[u][1] = *kept<kSteps>(s, u, 1);
 }
 
-template <typename T>
-__device__ void fold_norm(const Stream<T>& s, int rows) {
-  if (!has_norm(s.call.settings)) return;
-  for (int f = thread_index(); f < s.call.features; f += kThreads) {
-    float sum = s.floats(s.layout.norm)[f];
-    for (int n = 0; n < rows; ++n) sum += s.floats(s.layout.phi)[(size_t)n * s.layout.phi_stride + f];
-    s.floats(s.layout.norm)[f] = sum;
+// S += phi(k) v^T of the keys that fold.
+template <int kSteps, typename T>
+__device__ __forceinline__ void fold_rows(const Stream<T>& s, int pass, Held<kSteps>& held) {
+#pragma unroll 1
+  for (int n = 0; n < s.list.folds; ++n) {
+    const float4 v = load4(s.value(s.listed(n)) + pass * kPassColumns + Held<kSteps>::column());
+    const float* phi = s.phi(n);
+#pragma unroll
+    for (int u = 0; u < kSteps; ++u) {
+      if (Held<kSteps>::first(u) >= s.call.features) break;
+#pragma unroll
+      for (int i = 0; i < 2; ++i) add_scaled(held.s[u][i], phi[Held<kSteps>::feature(u, i)], v);
+    }
   }
 }
 
@@ -92,11 +110,12 @@ struct LeftOperand {
   }
 };
 
-// phi(q) S and weights times values of one pass, this warp's share of the depth.
+// phi(q) S and weights times values of one pass, this warp's share of the depth, to `partial`.
 template <int kSteps, typename T>
-__device__ __forceinline__ void multiply_pass(const Stream<T>& s, int rows, int pass, const Held<kSteps>& held, float (&sum)[4][4]) {
+__device__ __forceinline__ void multiply_pass(const Stream<T>& s, int rows, int pass, const Held<kSteps>& held, float* partial) {
   const Layout& layout = s.layout;
-  const int q = lane_index() % 4, column = pass * kPassColumns + Held<kSteps>::column();
+  const int r = lane_index() / 4, q = lane_index() % 4, column = pass * kPassColumns + Held<kSteps>::column();
+  float sum[4][4] = {};
   if (s.has_map())
 #pragma unroll
     for (int u = 0; u < kSteps; ++u) {
@@ -111,9 +130,10 @@ __device__ __forceinline__ void multiply_pass(const Stream<T>& s, int rows, int 
         multiply_tf32(sum[j], a.high, b0.high, b1.high);
       }
     }
+#pragma unroll 1
   for (int c = warp_index() * 8; c < layout.columns; c += kWarps * 8) {
     const LeftOperand a(s.floats(layout.weight), layout.weight_stride, rows, c);
-    const T* value = s.values_at() + (size_t)(c + q) * layout.value_stride + column;
+    const T* value = s.value(c + q) + column;
     const float4 v0 = load4(value), v1 = load4(value + 4 * layout.value_stride);
 #pragma unroll
     for (int j = 0; j < 4; ++j) {  // 16-bit numbers are exact in tf32
@@ -122,154 +142,204 @@ __device__ __forceinline__ void multiply_pass(const Stream<T>& s, int rows, int 
       multiply_tf32(sum[j], a.high, b0, b1);
     }
   }
-}
-
-// Sum over the warps, and the output. `turn` alternates, so that one barrier a pass is enough.
-template <typename T>
-__device__ void put_output(const Stream<T>& s, const QueryTile& tile, int pass, int turn, const float (&sum)[4][4]) {
-  const Call& call = s.call;
-  const int r = lane_index() / 4, q = lane_index() % 4, rows = tile.count;
-  float* partial = s.floats(s.layout.partial) + (size_t)(turn % 2) * kWarps * s.layout.tile * kPassColumns;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const int row = r + i / 2 * 8;
-    if (row < rows)
-      store4(partial + ((size_t)warp_index() * rows + row) * kPassColumns + 8 * q + i % 2 * 4,
-             make_float4(sum[0][i], sum[1][i], sum[2][i], sum[3][i]));
+    if (row < rows) store4(partial + (warp_index() * rows + row) * kPassColumns + 8 * q + i % 2 * 4, make_float4(sum[0][i], sum[1][i], sum[2][i], sum[3][i]));
   }
-  sync_block();
+}
+
+// The same of a single row, without tensor cores.
+template <int kSteps, typename T>
+__device__ __forceinline__ void multiply_row(const Stream<T>& s, int pass, const Held<kSteps>& held, float* partial) {
+  const float *phi = s.phi_query(0), *weight = s.weight(0);
+  const int column = Held<kSteps>::column();
+  float4 sum = zero4();
+  if (s.has_map())
+#pragma unroll
+    for (int u = 0; u < kSteps; ++u) {
+      if (Held<kSteps>::first(u) >= s.call.features) break;
+#pragma unroll
+      for (int i = 0; i < 2; ++i) add_scaled(sum, phi[Held<kSteps>::feature(u, i)], held.s[u][i]);
+    }
+#pragma unroll 2
+  for (int c = warp_index() * 4 + lane_index() % 4; c < s.layout.columns; c += kWarps * 4)
+    add_scaled(sum, weight[c], load4(s.value(c) + pass * kPassColumns + column));
+#pragma unroll
+  for (int mask = 1; mask <= 2; mask *= 2)
+    sum = add(sum, make_float4(shuffle_xor(sum.x, mask), shuffle_xor(sum.y, mask), shuffle_xor(sum.z, mask), shuffle_xor(sum.w, mask)));
+  if (lane_index() % 4 == 0) store4(partial + warp_index() * kPassColumns + column, sum);
+}
+
+// The sum over the warps: the output.
+template <typename T>
+__device__ __forceinline__ void put_output(const Stream<T>& s, const QueryTile& tile, int pass, const float* partial) {
+  const Call& call = s.call;
+  const int rows = tile.count;
+#pragma unroll 1
   for (int unit = thread_index(); unit < rows * (kPassColumns / 4); unit += kThreads) {
-    const int i = unit / (kPassColumns / 4), column = pass * kPassColumns + unit % (kPassColumns / 4) * 4;
+    const int i = unit / (kPassColumns / 4), part = unit % (kPassColumns / 4) * 4, column = pass * kPassColumns + part;
     float4 total = zero4();
-    for (int w = 0; w < kWarps; ++w) total = add(total, load4(partial + ((size_t)w * rows + i) * kPassColumns + unit % (kPassColumns / 4) * 4));
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) total = add(total, load4(partial + (w * rows + i) * kPassColumns + part));
     if (column >= s.values) continue;
-    const size_t row = ((size_t)s.b * call.heads + tile.head(i)) * call.nodes + tile.node(i);
+    const size_t row = ((size_t)s.b * call.heads + tile.first_head) * call.nodes + tile.start + i;
     store4(static_cast<T*>(call.output) + row * call.value_dim + s.value_start + column, total);
   }
 }
 
-// The block's share of the state and the window. Where outputs are the buffers of the inputs, what several blocks read is written
-// by the last of them to have read it.
+// Rows of a window as the commit leaves them, from the staged columns; `in_place`: only those that change.
+template <typename T>
+__device__ __forceinline__ void put_window(const Stream<T>& s, const T* staged, int stride, T* out, int width, int used, int shift, bool in_place) {
+  const Plan& plan = s.plan;
+  const int oldest = largest(plan.before, plan.total - plan.ring), fresh = plan.total - oldest;
+  const int sinks = largest(least(plan.total, s.call.settings.sinks) - plan.before, 0);
+  const int count = in_place ? fresh + sinks : s.window_rows, last = plan.total - 1;
+#pragma unroll 1
+  for (int i = thread_index(); i < count << shift; i += kThreads) {
+    const int k = i >> shift, part = (i - (k << shift)) * 8;
+    if (part >= used) continue;
+    int row = k, column = k;
+    if (in_place) {
+      const int position = k < fresh ? oldest + k : plan.before + k - fresh;
+      row = k < fresh ? position % plan.ring : plan.ring + position, column = s.window_rows + position - plan.before;
+    } else {
+      const int position = k >= plan.ring ? k - plan.ring : last < k ? -1 : last - (last - k) % plan.ring;
+      if (position >= plan.before && position < plan.total) column = s.window_rows + position - plan.before;
+    }
+    *reinterpret_cast<uint4*>(out + (size_t)row * width + part) = *reinterpret_cast<const uint4*>(staged + column * stride + part);
+  }
+}
+
+// The block's share of what is written once a head or a slice. Where outputs are the buffers of the inputs, what several blocks
+// read is written by the last of them to have read it.
 template <typename T>
 __device__ void put_shared(const Stream<T>& s) {
   const Call& call = s.call;
+  const Layout& layout = s.layout;
   const bool row = block_index().y == 0, first = block_index().x == 0 && row, owns = s.tables.flags[1] != 0, last = s.tables.flags[2] != 0;
-  if (has_norm(call.settings) && (call.norm_out == call.norm ? last && s.plan.fold_end > s.plan.fold : first))
-    for (int f = thread_index(); f < call.features; f += kThreads)
-      call.norm_out[s.head * call.features + f] = s.floats(s.layout.norm)[f];
   const bool keys_in_place = call.window_key_out == call.window_key, values_in_place = call.window_value_out == call.window_value;
+  if (first)
+    for (int i = warp_index(); i < call.nodes; i += kWarps)
+      if (const int d = lane_index() * 8; d < call.dim)
+        *reinterpret_cast<uint4*>(static_cast<T*>(call.pending_key_out) + (s.head * call.nodes + i) * call.dim + d) =
+            *reinterpret_cast<const uint4*>(s.key(layout.first_node + i) + d);
+  if (has_norm(call.settings) && (call.norm_out == call.norm ? last && s.list.folds : first))
+#pragma unroll 1
+    for (int f = thread_index(); f < call.features; f += kThreads) {
+      float sum = s.floats(layout.norm)[f];
+#pragma unroll 1
+      for (int n = 0; n < s.list.folds; ++n) sum += s.phi(n)[f];
+      call.norm_out[s.head * call.features + f] = sum;
+    }
   if (keys_in_place ? last : first)
-    put_window(s, s.keys(), s.layout.key_stride, static_cast<T*>(call.window_key_out) + s.head * s.window_rows * call.dim, call.dim,
-               call.dim, keys_in_place);
+    put_window(s, s.keys(), layout.key_stride, static_cast<T*>(call.window_key_out) + s.head * s.window_rows * call.dim, call.dim, call.dim,
+               layout.key_shift, keys_in_place);
   if (values_in_place ? owns : row)
-    put_window(s, s.values_at(), s.layout.value_stride,
-               static_cast<T*>(call.window_value_out) + s.head * s.window_rows * call.value_dim + s.value_start, call.value_dim,
-               s.values, values_in_place);
+    put_window(s, s.values_at(), layout.value_stride, static_cast<T*>(call.window_value_out) + s.head * s.window_rows * call.value_dim + s.value_start,
+               call.value_dim, s.values, layout.value_shift, values_in_place);
+  pass_unused(call);
 }
 
-// Everything that the columns need before attention, and this block's tickets.
-template <int kSteps, typename T>
-__device__ void open_stream(Stream<T>& s, const QueryTile& tile, Held<kSteps>& held) {
-  const Call& call = s.call;
-  ask_for_operands(s);
-  stage_window(s);
-  if (s.has_map()) load_state(s, 0, held);
-  ask_for_state(s);
-  s.plan = make_plan(call, s.plan.ring, s.b);
-  stage_accepted(s);
-  fill_nodes(call, s.plan, s.b, s.tables);
-  stage_rows(s, tile, true);
+template <int kSteps, bool kSingle, typename T>
+__device__ void stream(const Call& call, const Layout& layout, int ring) {
+  Stream<T> s(call, layout, ring);
+  const int length = read_index(call.length, call.index_bytes, s.b), accepted = read_index(call.accept_count, call.index_bytes, s.b);
+  const int group = call.heads / call.shared, rows = kSingle ? 1 : group * call.nodes;
+  QueryTile tile{(int)block_index().y * layout.tile, 0, kSingle ? 1 : call.nodes, s.g * group};
+  tile.count = kSingle ? 1 : least(layout.tile, rows - tile.start);
+  Weights weights;
+  stage_columns(s, tile);
+  ask_for_state(s, 0);
+  ask_for_state(s, 1);
+  load_first_weights(s, tile, weights);
+  stage_pending(s);
   stage_gains(s);
-  if (has_norm(call.settings))
-    for (int f = thread_index(); f < call.features; f += kThreads) s.floats(s.layout.norm)[f] = call.norm[s.head * call.features + f];
-  if (thread_index() == 0) s.tables.flags[0] = 0;
+  s.open(length, accepted);
+  fill_nodes(call, s.plan, s.b, s.tables);
   wait_copies();
   sync_block();
-  if (thread_index() == kThreads - 1) {  // `held` is here: its loads were issued before those that the barrier waited for
-    const unsigned slices = grid_size().x, row_blocks = grid_size().y;
-    unsigned* by_slice = call.tickets + s.head * (slices + 1);
-    const bool owns = row_blocks == 1 || last_to_arrive(by_slice + block_index().x, row_blocks);
-    s.tables.flags[1] = owns;
-    s.tables.flags[2] = owns && (slices == 1 || last_to_arrive(by_slice + slices, slices));
-  }
-  fill_columns(s);
-}
-
-// Source columns of the rows [start, start + rows) that fold.
-template <typename T>
-__device__ void list_folds(const Stream<T>& s, int start, int rows) {
-  for (int n = thread_index(); n < rows; n += kThreads) s.tables.source[n] = s.column_of(start + n);
-  sync_block();
-}
-
-// Fold more rows than have room for their features into a later pass of S: a group that closes.
-template <int kSteps, typename T>
-__device__ void fold_again(const Stream<T>& s, int pass, Held<kSteps>& held) {
-  for (int start = s.plan.fold; start < s.plan.fold_end; start += s.layout.fold_tile) {
-    const int rows = least(s.layout.fold_tile, s.plan.fold_end - start);
-    sync_block();
-    list_folds(s, start, rows);
-    map_rows(s, QueryTile{0, 0, s.call.nodes, 0}, rows);
-    fold_rows(s, pass, rows, held);
-  }
-}
-
-template <int kSteps, typename T>
-__device__ void stream(const Call& call, const Layout& layout, int ring) {
-  pass_unused(call);
-  Stream<T> s(call, layout, ring);
-  const int rows = call.heads / call.shared * call.nodes, first_head = s.g * (call.heads / call.shared), y = block_index().y;
-  QueryTile tile{y * layout.tile, least(layout.tile, rows - y * layout.tile), call.nodes, first_head};
-  Held<kSteps> held;
-  open_stream(s, tile, held);
-  const bool folds_now = s.has_map() && s.plan.fold_end > s.plan.fold, in_place = call.state_out == call.state;
-  int start = s.plan.fold;
-  for (; s.plan.fold_end - start > layout.fold_tile && s.has_map(); start += layout.fold_tile) {
-    list_folds(s, start, layout.fold_tile);
-    map_rows(s, QueryTile{0, 0, call.nodes, first_head}, layout.fold_tile);
-    fold_rows(s, 0, layout.fold_tile, held);
-    fold_norm(s, layout.fold_tile);
+  const unsigned blocks = grid_size().x * grid_size().y;
+  unsigned* tickets = call.tickets + s.head * (grid_size().x + 1);
+  const bool counts = thread_index() == kThreads - 1, alone = grid_size().y == 1;
+  bool last = true, owns = alone;
+  if (counts && blocks > 1) last = last_to_arrive(tickets + grid_size().x, blocks);  // asked now, looked at later
+  if (call.settings.qk_norm) {
+    unit_rows(s.rows(), layout.row_stride, tile.count, call.dim, call.settings.eps);
+    unit_rows(s.key(layout.first_node), layout.key_stride, call.nodes, call.dim, call.settings.eps);
     sync_block();
   }
-  const int folds = folds_now ? s.plan.fold_end - start : 0;
-  list_folds(s, start, folds);
+  const bool folds = s.list.folds > 0, in_place = call.state_out == call.state, puts = s.has_map() && (in_place ? folds && alone : block_index().y == 0);
   int turn = 0;
-  for (int index = y; index < layout.tiles; index += layout.row_blocks) {
-    const bool fresh = index == y;
+#pragma unroll 1
+  for (int index = block_index().y; index < layout.tiles; index += grid_size().y) {
+    const bool fresh = kSingle || index == (int)block_index().y;
+    Held<kSteps> held;
     if (!fresh) {
       tile.start = index * layout.tile, tile.count = least(layout.tile, rows - tile.start);
       sync_block();
-      stage_rows(s, tile, false);
+      stage_queries(s, tile);
+      load_first_weights(s, tile, weights);
+      wait_copies();
+      sync_block();
+      if (call.settings.qk_norm) {
+        unit_rows(s.rows(), layout.row_stride, tile.count, call.dim, call.settings.eps);
+        sync_block();
+      }
+    }
+    map_rows<kSingle ? 1 : 2>(
+        s, tile, fresh ? s.list.count() : 0, weights,
+        [&] {
+          if (fresh) fill_columns(s);
+          if (call.settings.local != kNoLocal) score(s, tile);
+          if (call.settings.local_norm) measure_lengths(s, tile);
+        },
+        [&] {
+          if (!s.has_map()) return;
+          if (fresh)
+            load_state(s, 0, held);
+          else
+            take_state(s, held);
+        });
+    if (s.list.count() > s.list.folds) {
+      score_far(s, tile);
       sync_block();
     }
-    if (s.has_map()) map_rows(s, tile, fresh ? folds : 0);
-    if (fresh) fold_norm(s, folds);
-    score(s, tile);
-    measure_lengths(s, tile);
-    sync_block();
-    score_far(s, tile, fresh);
+#pragma unroll 1
     for (int i = warp_index(); i < tile.count; i += kWarps) weigh_row(s, tile, i);
+    if (fresh && folds) fold_rows(s, 0, held);
+    if (fresh && puts) store_state(s, 0, held);
+    if (fresh && layout.tiles > (int)grid_size().y) keep_state(s, held);
     sync_block();
-    for (int pass = 0; pass < layout.passes; ++pass) {
-      if (fresh && s.has_map()) {
-        if (pass) load_state(s, pass, held);
-        if (pass && start > s.plan.fold)
-          fold_again(s, pass, held);
-        else
-          fold_rows(s, pass, folds, held);
-        if (in_place ? folds_now && s.tables.flags[1] : y == 0) store_state(s, pass, held);
-      }
-      float sum[4][4] = {};
-      multiply_pass(s, tile.count, pass, held, sum);
-      put_output(s, tile, pass, turn++, sum);
+    if (fresh && counts) {
+      if (!alone) owns = last_to_arrive(tickets + block_index().x, grid_size().y);
+      s.tables.flags[1] = owns, s.tables.flags[2] = last;
     }
+#pragma unroll 1
+    for (int pass = 0; pass < layout.passes; ++pass) {
+      const bool more = fresh && s.has_map() && pass + 1 < layout.passes;
+      if (more) ask_for_state(s, pass + 2);
+      float* partial = s.floats(layout.partial) + turn++ % 2 * kWarps * layout.tile * kPassColumns;
+      if (kSingle)
+        multiply_row(s, pass, held, partial);
+      else
+        multiply_pass(s, tile.count, pass, held, partial);
+      sync_block();
+      if (more) load_state(s, pass + 1, held);
+      put_output(s, tile, pass, partial);
+      if (!more) continue;
+      if (folds) fold_rows(s, pass + 1, held);
+      if (puts) store_state(s, pass + 1, held);
+    }
+    if (fresh && !alone && in_place && folds && s.tables.flags[1]) store_state(s, 0, held);
+    if (kSingle) break;
   }
   put_shared(s);
 }
 
-template <int kSteps, typename T>
+template <int kSteps, bool kSingle, typename T>
 __global__ void __launch_bounds__(kThreads, kSteps <= 4 ? 2 : 1) stream_kernel(const Call call, const Layout layout, int ring) {
-  stream<kSteps, T>(call, layout, ring);
+  stream<kSteps, kSingle, T>(call, layout, ring);
 }
 
 }  // namespace lineahead::cuda

@@ -36,6 +36,7 @@ inline void copy_async(void* to, const void* from) { *static_cast<uint4*>(to) = 
 inline void wait_copies() {}
 inline void prefetch(const void*) {}
 inline float4 load_once(const float* from) { return *reinterpret_cast<const float4*>(from); }
+inline uint4 fetch16(const void* from) { return *static_cast<const uint4*>(from); }
 inline uint32_t permute_bytes(uint32_t a, uint32_t b, uint32_t which) {
   const uint64_t bytes = (uint64_t)b << 32 | a;
   uint32_t result = 0;
