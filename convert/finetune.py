@@ -19,6 +19,7 @@ from lineahead.convert.checkpoint import (
     save_artifact,
 )
 from lineahead.convert.drafts.self_data import sample_tokens
+from lineahead.convert.training.compiled import compile_parts
 from lineahead.convert.training.data import Batches, Tokens, load_tokens, save_tokens, text_tokens
 from lineahead.convert.training.devices import accelerate_on
 from lineahead.convert.training.distill import DistillTrainer
@@ -214,10 +215,13 @@ def _train_stage(job: _Job, index: int, tokens: Tokens) -> _Trained:
     torch.manual_seed(seed)
     model = load_model(job.artifact)
     freeze(model, precision)
+    trainer = _trainer(job, stage, model.to(device), precision)
+    if job.recipe.compile:
+        compile_parts(model)
     run = Run(
         stage=stage,
         index=index,
-        trainer=_trainer(job, stage, model.to(device), precision),
+        trainer=trainer,
         batches=Batches(
             tokens=tokens,
             sequence_length=stage.sequence_length,

@@ -328,6 +328,8 @@ class Recipe(Part):
             bounded already (Gemma 3), or ``all``: the original model, for export, whose linear twin drafts.
         precision: of the frozen weights while training; ``auto`` takes bfloat16 where the hardware
             multiplies it fast.
+        compile: whether training compiles what it can (torch.compile): a minute at the start of every stage, then
+            up to several times as fast on a GPU.
         seed: of everything random.
         checkpoint_seconds: how often training saves its progress.
         data: the training text.
@@ -344,6 +346,7 @@ class Recipe(Part):
     layers: Literal["all"] | tuple[NonNegativeInt, ...] = "all"
     keep_softmax: Literal["local", "none", "all"] | tuple[NonNegativeInt, ...] = "local"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: bool = False
     seed: NonNegativeInt = 0
     checkpoint_seconds: PositiveFloat = 120.0
     data: Data = Data()

@@ -19,7 +19,12 @@ def _hedgehog(x: "Tensor", weight: "Tensor | None", scale: float) -> "Tensor":
 def _identity_matrices(heads: int, dim: int, columns: int) -> "Tensor":
     import torch
 
-    return torch.eye(dim, columns).repeat(heads, 1, 1)
+    square = torch.eye(dim)
+    blocks = [square]
+    generator = torch.Generator().manual_seed(columns)
+    for _ in range(-(-columns // dim) - 1):  # further columns are rotations: copies would get equal gradients
+        blocks.append(torch.linalg.qr(torch.randn(dim, dim, generator=generator)).Q)
+    return torch.cat(blocks, 1)[:, :columns].repeat(heads, 1, 1)
 
 
 hedgehog = FEATURE_MAPS.register(

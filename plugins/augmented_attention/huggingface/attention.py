@@ -1,7 +1,7 @@
 """The attention and mask functions that transformers calls, and the modes in which training runs them."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -63,6 +63,10 @@ Record = Callable[[LayerCall], None]
 @dataclass(frozen=True, kw_only=True)
 class _SoftmaxMode:
     record: Record | None
+    layers: frozenset[int] | None = None  # all when None
+
+    def covers(self, module: nn.Module) -> bool:
+        return self.layers is None or getattr(module, "layer_idx", None) in self.layers
 
 
 _MODE: Running[_SoftmaxMode] = Running("lineahead_mode")
@@ -73,6 +77,16 @@ _LAYER: ContextVar[StateLayer | SummaryLayer | None] = ContextVar("lineahead_lay
 def teacher() -> Iterator[None]:
     """Within it, converted layers run the original softmax attention, with its KV cache if one is used."""
     with _MODE.holding(_SoftmaxMode(record=None)):
+        yield
+
+
+@contextmanager
+def softmax_at(layers: Collection[int]) -> Iterator[None]:
+    """Within it, the converted layers with these indices run softmax attention, the others stay linear.
+
+    For passes without a cache: what a model would be that keeps these layers.
+    """
+    with _MODE.holding(_SoftmaxMode(record=None, layers=frozenset(layers))):
         yield
 
 
@@ -137,7 +151,7 @@ class Implementation:
         """
         operator, mode, layer = operator_of(module), _MODE.get(), _LAYER.get()
         _LAYER.set(None)
-        if operator is None or mode is not None:
+        if operator is None or (mode is not None and mode.covers(module)):
             result = self._softmax(module, query, key, value, attention_mask, scaling, dropout, kwargs)
             if mode is not None and mode.record is not None and operator is not None:
                 mode.record(_layer_call(module, query, key, value, attention_mask, scaling, result[0]))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -285,3 +286,20 @@ def test_a_second_run_after_merging_loads_the_teacher_again(artifact, recipe, so
     assert not torch.allclose(moved, original(input_ids=ids).logits, atol=1e-3)
     manifest = finetune(artifact, recipe({**LORA, "steps": 2}), options())
     assert len(manifest.training) == 2
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # torch.compile asks every input
+@pytest.mark.parametrize("trainable", ["lora", "full"])
+def test_a_compiled_run_learns_what_an_eager_run_learns(artifact, recipe, weights, tmp_path, trainable):
+    """The parts that are compiled round otherwise; nothing else may differ, the teacher's mode included."""
+    stage = {"kind": "distill", "steps": 3, "kl": 1.0, "ce": 0.5, "trainable": trainable}
+    copy = tmp_path / "copy"
+    shutil.copytree(artifact, copy)
+    finetune(artifact, recipe(stage), options())
+    finetune(copy, recipe(stage, compile=True), options())
+    eager, compiled = weights(artifact), weights(copy)
+    for name, value in eager.items():
+        torch.testing.assert_close(compiled[name], value, rtol=1e-4, atol=1e-5)
+    assert [row["loss"] for row in losses(copy)] == pytest.approx(
+        [row["loss"] for row in losses(artifact)], rel=1e-4
+    )

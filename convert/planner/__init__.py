@@ -1,0 +1,1 @@
+"""Which layers to leave softmax, from short probes of perplexity."""
