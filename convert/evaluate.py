@@ -90,6 +90,21 @@ def evaluate(
     return found
 
 
+def read_tokens(files: Sequence[Path], tokenizer: Any, count: int, least: int) -> Tensor:
+    """The first `count` token ids ``[N]`` of text files, one file after the other.
+
+    Raises:
+        InputError: when there are fewer than `least`.
+    """
+    found = torch.cat([_read(path, tokenizer, count).ids for path in files])[:count]
+    if len(found) < least:
+        raise InputError(
+            f"{len(found)} tokens of text are fewer than {least}",
+            hint="Give more text, or a shorter context.",
+        )
+    return found
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Text:
     """Token ids ``[N]`` and, for each, how many bytes of the file come before its end."""

@@ -183,7 +183,7 @@ def _manifest(
             role_settings=roles,
             parameters=sum(parameter.numel() for parameter in model.parameters()),
             new_parameters=new,
-            state_bytes=sum(map(_state_bytes, layers)) + sum(layer.state_bytes for layer in kept),
+            state_bytes=sum(map(layer_state_bytes, layers)) + sum(layer.state_bytes for layer in kept),
             softmax_layers=tuple(kept),
         ),
     )
@@ -200,7 +200,7 @@ def _kept(layer: SoftmaxLayer) -> KeptLayer:
     return KeptLayer(index=layer.index, window=layer.window, bytes_per_token=row)
 
 
-def _state_bytes(layer: LinearLayer) -> int:
+def layer_state_bytes(layer: LinearLayer) -> int:
     """What a decoder carries for the layer: its state, or the summary of a source; nothing in an encoder."""
     if layer.role == "encoder":
         return 0

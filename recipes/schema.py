@@ -328,8 +328,8 @@ class Recipe(Part):
             bounded already (Gemma 3), or ``all``: the original model, for export, whose linear twin drafts.
         precision: of the frozen weights while training; ``auto`` takes bfloat16 where the hardware
             multiplies it fast.
-        compile: whether training compiles what it can (torch.compile): a minute at the start of every stage, then
-            up to several times as fast on a GPU.
+        compile: whether training compiles what it can (torch.compile): half a minute or more at the start of
+            every stage, then faster steps.
         seed: of everything random.
         checkpoint_seconds: how often training saves its progress.
         data: the training text.

@@ -34,7 +34,7 @@ class Worth:
         return {layer: sum(part[layer] for part in parts) / len(parts) for layer in self.gains}
 
     def perplexity(self, softmax: Collection[int]) -> float:
-        """What a model with these layers softmax is predicted to have: exact at both ends, additive between."""
+        """Prediction for a model with these layers softmax: exact at both ends, additive between."""
         kept = sum(self.shares[layer] for layer in softmax)
         return math.exp(self.linear - kept * (self.linear - self.softmax))
 
@@ -71,9 +71,7 @@ def choose(worth: Worth, *, keep: int) -> tuple[int, ...]:
     return tuple(sorted(ranked[:keep]))
 
 
-def choose_within(
-    worth: Worth, memory: Mapping[int, Memory], *, limit: int, context: int
-) -> tuple[int, ...]:
+def choose_within(worth: Worth, memory: Mapping[int, Memory], *, limit: int, context: int) -> tuple[int, ...]:
     """The layers to keep so that the state stays within `limit` bytes at `context` tokens, best worth first.
 
     Layers are taken by worth per byte while they fit; where all cost the same this is the optimum.

@@ -1,4 +1,4 @@
-"""Perplexity of one converted model under any choice of softmax layers, and what each layer is worth alone."""
+"""Perplexity of a converted model under any choice of softmax layers; what each layer is worth alone."""
 
 import logging
 import math
@@ -58,7 +58,9 @@ class Probe:
         return math.fsum(float(functional.cross_entropy(self._head(h), t, reduction="sum")) for h, t in parts)
 
 
-def measure_worth(probe: Probe, layers: Sequence[int], report: Report = lambda name, done, total: None) -> Worth:
+def measure_worth(
+    probe: Probe, layers: Sequence[int], report: Report = lambda name, done, total: None
+) -> Worth:
     """What each layer's softmax attention is worth, seen from both ends.
 
     Args:

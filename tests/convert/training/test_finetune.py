@@ -288,7 +288,9 @@ def test_a_second_run_after_merging_loads_the_teacher_again(artifact, recipe, so
     assert len(manifest.training) == 2
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # torch.compile asks every input
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor:UserWarning"
+)  # torch.compile asks every input
 @pytest.mark.parametrize("trainable", ["lora", "full"])
 def test_a_compiled_run_learns_what_an_eager_run_learns(artifact, recipe, weights, tmp_path, trainable):
     """The parts that are compiled round otherwise; nothing else may differ, the teacher's mode included."""
