@@ -171,7 +171,9 @@ def draft_model_options(command: Command) -> Command:
     for option in (
         click.option("--draft-precision", type=PRECISION, default="int4", help="Of the draft model."),
         click.option(
-            "--draft-model", type=click.Path(path_type=Path), help="Artifact that drafts (--speculate model)."
+            "--draft-model",
+            type=click.Path(path_type=Path),
+            help="Artifact that drafts (--speculate model or auto).",
         ),
     ):
         command = option(command)

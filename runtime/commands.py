@@ -218,7 +218,11 @@ def generate(
         for name in ("backend", "precision", "provider", "threads", "implementation", "rebuild")
     }
     params = SamplingParams(**options)
-    if speculate == "model":
+    if draft_model is not None and speculate not in ("model", "auto"):
+        raise InputError(
+            f"--draft-model with --speculate {speculate}", hint="Use --speculate model, or auto."
+        )
+    if speculate == "model" or draft_model is not None:
         _share_threads(backend)
     generator = Generator.load(artifact, **backend)
     drafter = open_drafter(

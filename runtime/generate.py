@@ -85,7 +85,7 @@ class Generator:
             folder: as written by ``lineahead convert`` and ``lineahead export``.
             backend: ``onnxruntime``, ``eager`` or ``tensorrt``.
             precision: ``fp32``, ``int8`` or ``int4`` on ONNX Runtime; else ``fp32``, ``fp16`` or ``bf16``.
-            drafter: one of DRAFTERS; ``auto`` is lookup with the artifact's own draft.
+            drafter: one of DRAFTERS; ``auto`` is lookup with the artifact's own draft, or with a draft model.
             draft_nodes: most nodes proposed per step.
             provider: ``cpu`` or ``cuda``.
             threads: threads of the backend; 0 lets it choose.
@@ -318,7 +318,8 @@ def open_drafter(
         shape: of trained heads' proposals.
         provider: ``cpu`` or ``cuda``.
         threads: of a draft model.
-        model: artifact folder of the draft model; the same artifact when None.
+        model: artifact folder of the draft model; for ``model`` the same artifact when None, for ``auto`` the
+            trained draft instead.
         precision: of the draft model's graph.
 
     Raises:
@@ -330,20 +331,26 @@ def open_drafter(
     if name == "lookup":
         return LookupDrafter(max_nodes=nodes)
     if name == "auto":
-        lookup = LookupDrafter(max_nodes=nodes)
-        kind = artifact.draft_kind
-        return (
-            lookup
-            if kind is None
-            else CombinedDrafter(lookup, _trained(artifact, kind, nodes, shape, provider))
-        )
+        lookup, kind = LookupDrafter(max_nodes=nodes), artifact.draft_kind
+        if model is not None:
+            return CombinedDrafter(lookup, _second(artifact, model, nodes, precision, provider, threads))
+        if kind is None:
+            return lookup
+        return CombinedDrafter(lookup, _trained(artifact, kind, nodes, shape, provider))
     if name == "model":
-        other = artifact if model is None else _companion(artifact, model)
-        session = open_session(other, precision=precision, provider=provider, threads=threads)
-        return ModelDrafter(session, max_nodes=nodes)
+        return _second(artifact, model, nodes, precision, provider, threads)
     if name in ("medusa", "recurrent"):
         return _trained(artifact, name, nodes, shape, provider)
     raise InputError(f"unknown drafter {name!r}", hint=f"Choose one of: {', '.join(DRAFTERS)}.")
+
+
+def _second(
+    artifact: Artifact, model: Path | None, nodes: int, precision: str, provider: Provider, threads: int
+) -> ModelDrafter:
+    """A second model, or the same one in another precision, as the draft."""
+    other = artifact if model is None else _companion(artifact, model)
+    session = open_session(other, precision=precision, provider=provider, threads=threads)
+    return ModelDrafter(session, max_nodes=nodes)
 
 
 def _companion(artifact: Artifact, folder: Path) -> Artifact:

@@ -130,6 +130,19 @@ def test_the_linear_twin_writes_the_originals_text(run, checkpoint, artifact, tm
     assert run("doctor", original).exit_code == 0
 
 
+def test_lookup_and_a_draft_model_together_do_not_change_the_text(run, artifact):
+    common = ("generate", artifact, "--prompt", "hello", "--max-new-tokens", 40, "--ignore-eos", "--json")
+    draft = ("--speculate", "auto", "--draft-model", artifact, "--draft-precision", "fp32")
+    command = [sys.executable, "-m", "lineahead.cli", *map(str, (*common, *draft, "--draft-length", 4))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["text"] == json.loads(run(*common).stdout)["text"]
+    assert found["statistics"]["accepted"] > 20
+    refused = run(*common, "--speculate", "lookup", *draft[2:])
+    assert "--draft-model with --speculate lookup" in refused.stderr
+
+
 def test_a_draft_model_must_be_an_artifact(artifact, checkpoint):
     from lineahead.runtime.artifact import read_artifact
     from lineahead.runtime.generate import open_drafter

@@ -1,4 +1,4 @@
-"""Prompt lookup and a trained draft together: one tree of both, or lookup alone while it is right."""
+"""Prompt lookup and a draft together: one tree of both, or lookup alone while it is right."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +28,7 @@ class _Record:
 
 
 class CombinedDrafter:
-    """Merges the chain that lookup finds with the tree of a trained draft.
+    """Merges the chain that lookup finds with the tree of a trained draft, or the chain of a draft model.
 
     Where lookup finds nothing the whole budget is the trained draft's. Where it does, both share it: prefixes
     that agree are one node. Lookup costs microseconds, so while its first tokens keep being accepted the
