@@ -16,8 +16,8 @@ from lineahead.plugins.tensorrt.engine import BYTES, Engine, Tensor
 from lineahead.plugins.tensorrt.record import Bucket
 
 INPUT_OF = {"present": "past", "pending_out": "pending"}
-# Chosen, not measured: no engine's difference has been measured yet (docs/notes/tensorrt.md).
-BOUND = {"fp32": 2e-3, "fp16": 5e-2, "bf16": 3e-1}
+# fp32: 1.3e-5 was measured (stories15M, TensorRT 8.6.1, H100); the others are chosen, not measured.
+BOUND = {"fp32": 2e-4, "fp16": 5e-2, "bf16": 3e-1}
 
 
 def compare(
