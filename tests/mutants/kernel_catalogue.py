@@ -30,4 +30,7 @@ KERNEL_MUTANTS = (
     ("a window row of another slot", STREAM, "stream_step.cuh", "row = k < fresh ? position % plan.ring :", "row = k < fresh ? (position + 1) % plan.ring :"),
     ("written before all have read", STEP, "commit.cuh", "row_blocks == 1 || last_to_arrive(by_slice + block.slice, row_blocks)", "true"),
     ("written before all have read", STREAM, "stream_step.cuh", "last_to_arrive(tickets + grid_size().x, blocks)", "true"),
+    ("features before all products are there", STREAM, "stream_map.cuh", "if (has_projection(s.call.settings.map)) sync_block();", ""),
+    ("weights used before they are final", STREAM, "stream_step.cuh", "if (pass == 0) sync_block();", ""),
+    ("rows read before they are there", STREAM, "stream_step.cuh", "wait_copies();\n  sync_block();\n  const int row_blocks", "wait_copies();\n  const int row_blocks"),
 )  # fmt: skip

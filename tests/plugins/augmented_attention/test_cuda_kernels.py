@@ -33,6 +33,21 @@ def test_a_call_is_the_step_in_double_precision(name, in_place, kernels, monkeyp
     check(kernels, SETTINGS[name], size, dtype=TYPES[turn % 3], seed=turn, in_place=in_place, value_slice=16)
 
 
+@pytest.mark.parametrize("name", ["augmented", "softmax-hedgehog"])
+@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize(("nodes", "heads"), [(1, 2), (1, 6), (3, 2), (16, 2), (17, 4)])
+def test_the_streaming_kernel_of_a_preset_has_no_race(name, dim, nodes, heads, kernels, monkeypatch):
+    """One row a block, up to 8, up to 16, several tiles: any order of threads gives the same bits."""
+    size = Size(nodes=nodes, heads=heads, kv_heads=2, dim=dim, value_dim=dim, pending=8, length=(62, 130))
+    dtype, in_place = TYPES[1 + nodes % 2], nodes != 3
+    found = []
+    for order in ("1", "2"):
+        monkeypatch.setenv("EMULATED_ORDER", order)
+        options = {"seed": nodes, "value_slice": dim if dim == 64 else 0, "variant": 2, "in_place": in_place}
+        found.append(check(kernels, SETTINGS[name], size, dtype=dtype, **options))
+    assert found[0] == found[1]
+
+
 def test_a_missing_workspace_is_refused(kernels):
     from operator_kernel_cases import make_case
 

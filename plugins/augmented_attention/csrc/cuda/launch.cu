@@ -86,19 +86,30 @@ cudaError_t launch_step(const Call& call, const Layout& layout, cudaStream_t str
   return enqueue(reinterpret_cast<const void*>(normalize_kernel<T>), call, layout, rows, 0, stream);
 }
 
-template <bool kSingle, typename T>
-const void* choose_stream(int steps) {
-  return steps <= 1   ? reinterpret_cast<const void*>(stream_kernel<1, kSingle, T>)
-         : steps <= 2 ? reinterpret_cast<const void*>(stream_kernel<2, kSingle, T>)
-         : steps <= 4 ? reinterpret_cast<const void*>(stream_kernel<4, kSingle, T>)
-                      : reinterpret_cast<const void*>(stream_kernel<8, kSingle, T>);
+template <int kSteps, typename T, typename Preset>
+const void* stream_function(const Call& call) {
+  const int rows = call.heads / call.shared * call.nodes;
+  return rows == 1   ? reinterpret_cast<const void*>(stream_kernel<kSteps, 1, T, Preset>)
+         : rows <= 8 ? reinterpret_cast<const void*>(stream_kernel<kSteps, 8, T, Preset>)
+                     : reinterpret_cast<const void*>(stream_kernel<kSteps, 16, T, Preset>);
+}
+
+template <typename T>
+const void* choose_stream(const Call& call) {
+  if (FixedPreset<kHedgehog, 64>::matches(call)) return stream_function<2, T, FixedPreset<kHedgehog, 64>>(call);
+  if (FixedPreset<kHedgehog, 128>::matches(call)) return stream_function<4, T, FixedPreset<kHedgehog, 128>>(call);
+  if (FixedPreset<kIdentity, 64>::matches(call)) return stream_function<1, T, FixedPreset<kIdentity, 64>>(call);
+  if (FixedPreset<kIdentity, 128>::matches(call)) return stream_function<2, T, FixedPreset<kIdentity, 128>>(call);
+  const int steps = (call.features + 63) / 64;
+  return steps <= 1   ? stream_function<1, T, AnyPreset>(call)
+         : steps <= 2 ? stream_function<2, T, AnyPreset>(call)
+         : steps <= 4 ? stream_function<4, T, AnyPreset>(call)
+                      : stream_function<8, T, AnyPreset>(call);
 }
 
 template <typename T>
 cudaError_t launch_stream(const Call& call, const Layout& layout, cudaStream_t stream) {
-  const int steps = (call.features + 63) / 64;
-  const void* kernel = call.nodes == 1 && call.heads == call.shared ? choose_stream<true, T>(steps) : choose_stream<false, T>(steps);
-  return enqueue(kernel, call, layout, dim3(layout.slices, layout.row_blocks, call.batch * call.shared), layout.bytes, stream);
+  return enqueue(choose_stream<T>(call), call, layout, dim3(layout.slices, layout.row_blocks, call.batch * call.shared), layout.bytes, stream);
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "stream_attend.cuh"
+#include "stream_preset.cuh"
 
 namespace lineahead::cuda {
 
@@ -97,6 +98,7 @@ struct Split {
 };
 
 // Rows of shared float32 numbers as the left operand, 8 columns from `at` on.
+template <int kTiles>
 struct LeftOperand {
   uint32_t high[4], low[4];
   __device__ __forceinline__ LeftOperand(const float* rows, int stride, int count, int at) {
@@ -104,6 +106,10 @@ struct LeftOperand {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int row = r + i % 2 * 8;
+      if (i % 2 >= kTiles) {
+        high[i] = low[i] = 0;
+        continue;
+      }
       const Split part(row < count ? rows[(size_t)row * stride + at + q + i / 2 * 4] : 0.0f);
       high[i] = part.high, low[i] = part.low;
     }
@@ -111,7 +117,7 @@ struct LeftOperand {
 };
 
 // phi(q) S and weights times values of one pass, this warp's share of the depth, to `partial`.
-template <int kSteps, typename T>
+template <int kTiles, int kSteps, typename T>
 __device__ __forceinline__ void multiply_pass(const Stream<T>& s, int rows, int pass, const Held<kSteps>& held, float* partial) {
   const Layout& layout = s.layout;
   const int r = lane_index() / 4, q = lane_index() % 4, column = pass * kPassColumns + Held<kSteps>::column();
@@ -121,7 +127,7 @@ __device__ __forceinline__ void multiply_pass(const Stream<T>& s, int rows, int 
     for (int u = 0; u < kSteps; ++u) {
       const int first = Held<kSteps>::first(u);
       if (first >= s.call.features) break;
-      const LeftOperand a(s.floats(layout.phi_query), layout.phi_stride, rows, first);
+      const LeftOperand<kTiles> a(s.floats(layout.phi_query), layout.phi_stride, rows, first);
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         const Split b0(component(held.s[u][0], j)), b1(component(held.s[u][1], j));
@@ -132,7 +138,7 @@ __device__ __forceinline__ void multiply_pass(const Stream<T>& s, int rows, int 
     }
 #pragma unroll 1
   for (int c = warp_index() * 8; c < layout.columns; c += kWarps * 8) {
-    const LeftOperand a(s.floats(layout.weight), layout.weight_stride, rows, c);
+    const LeftOperand<kTiles> a(s.floats(layout.weight), layout.weight_stride, rows, c);
     const T* value = s.value(c + q) + column;
     const float4 v0 = load4(value), v1 = load4(value + 4 * layout.value_stride);
 #pragma unroll
@@ -143,7 +149,7 @@ __device__ __forceinline__ void multiply_pass(const Stream<T>& s, int rows, int 
     }
   }
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
+  for (int i = 0; i < 2 * kTiles; ++i) {
     const int row = r + i / 2 * 8;
     if (row < rows) store4(partial + (warp_index() * rows + row) * kPassColumns + 8 * q + i % 2 * 4, make_float4(sum[0][i], sum[1][i], sum[2][i], sum[3][i]));
   }
@@ -241,8 +247,11 @@ __device__ void put_shared(const Stream<T>& s) {
   pass_unused(call);
 }
 
-template <int kSteps, bool kSingle, typename T>
-__device__ void stream(const Call& call, const Layout& layout, int ring) {
+// kRows: the most query rows of a tile: 1, 8 or 16.
+template <int kSteps, int kRows, typename T>
+__device__ __forceinline__ void stream(const Call& call, const Layout& layout, int ring) {
+  constexpr bool kSingle = kRows == 1;
+  constexpr int kTiles = kRows <= 8 ? 1 : 2;
   Stream<T> s(call, layout, ring);
   const int length = read_index(call.length, call.index_bytes, s.b), accepted = read_index(call.accept_count, call.index_bytes, s.b);
   const int group = call.heads / call.shared, rows = kSingle ? 1 : group * call.nodes;
@@ -259,9 +268,9 @@ __device__ void stream(const Call& call, const Layout& layout, int ring) {
   fill_nodes(call, s.plan, s.b, s.tables);
   wait_copies();
   sync_block();
-  const unsigned blocks = grid_size().x * grid_size().y;
+  const int row_blocks = layout.row_blocks, blocks = grid_size().x * row_blocks;
   unsigned* tickets = call.tickets + s.head * (grid_size().x + 1);
-  const bool counts = thread_index() == kThreads - 1, alone = grid_size().y == 1;
+  const bool counts = thread_index() == kThreads - 1, alone = row_blocks == 1;
   bool last = true, owns = alone;
   if (counts && blocks > 1) last = last_to_arrive(tickets + grid_size().x, blocks);  // asked now, looked at later
   if (call.settings.qk_norm) {
@@ -272,7 +281,7 @@ __device__ void stream(const Call& call, const Layout& layout, int ring) {
   const bool folds = s.list.folds > 0, in_place = call.state_out == call.state, puts = s.has_map() && (in_place ? folds && alone : block_index().y == 0);
   int turn = 0;
 #pragma unroll 1
-  for (int index = block_index().y; index < layout.tiles; index += grid_size().y) {
+  for (int index = block_index().y; index < layout.tiles; index += row_blocks) {
     const bool fresh = kSingle || index == (int)block_index().y;
     Held<kSteps> held;
     if (!fresh) {
@@ -287,7 +296,7 @@ __device__ void stream(const Call& call, const Layout& layout, int ring) {
         sync_block();
       }
     }
-    map_rows<kSingle ? 1 : 2>(
+    map_rows<kTiles>(
         s, tile, fresh ? s.list.count() : 0, weights,
         [&] {
           if (fresh) fill_columns(s);
@@ -307,29 +316,26 @@ __device__ void stream(const Call& call, const Layout& layout, int ring) {
     }
 #pragma unroll 1
     for (int i = warp_index(); i < tile.count; i += kWarps) weigh_row(s, tile, i);
-    if (fresh && folds) fold_rows(s, 0, held);
-    if (fresh && puts) store_state(s, 0, held);
-    if (fresh && layout.tiles > (int)grid_size().y) keep_state(s, held);
-    sync_block();
-    if (fresh && counts) {
-      if (!alone) owns = last_to_arrive(tickets + block_index().x, grid_size().y);
-      s.tables.flags[1] = owns, s.tables.flags[2] = last;
-    }
 #pragma unroll 1
     for (int pass = 0; pass < layout.passes; ++pass) {
       const bool more = fresh && s.has_map() && pass + 1 < layout.passes;
+      if (fresh && folds) fold_rows(s, pass, held);
+      if (fresh && puts) store_state(s, pass, held);
+      if (fresh && layout.tiles > row_blocks) keep_state(s, held);
+      if (pass == 0) sync_block();
+      if (pass == 0 && fresh && counts) {
+        if (!alone) owns = last_to_arrive(tickets + block_index().x, row_blocks);
+        s.tables.flags[1] = owns, s.tables.flags[2] = last;
+      }
       if (more) ask_for_state(s, pass + 2);
       float* partial = s.floats(layout.partial) + turn++ % 2 * kWarps * layout.tile * kPassColumns;
       if (kSingle)
         multiply_row(s, pass, held, partial);
       else
-        multiply_pass(s, tile.count, pass, held, partial);
+        multiply_pass<kTiles>(s, tile.count, pass, held, partial);
       sync_block();
       if (more) load_state(s, pass + 1, held);
       put_output(s, tile, pass, partial);
-      if (!more) continue;
-      if (folds) fold_rows(s, pass + 1, held);
-      if (puts) store_state(s, pass + 1, held);
     }
     if (fresh && !alone && in_place && folds && s.tables.flags[1]) store_state(s, 0, held);
     if (kSingle) break;
@@ -337,9 +343,13 @@ __device__ void stream(const Call& call, const Layout& layout, int ring) {
   put_shared(s);
 }
 
-template <int kSteps, bool kSingle, typename T>
-__global__ void __launch_bounds__(kThreads, kSteps <= 4 ? 2 : 1) stream_kernel(const Call call, const Layout layout, int ring) {
-  stream<kSteps, kSingle, T>(call, layout, ring);
+template <int kSteps, int kRows, typename T, typename Preset>
+__global__ void __launch_bounds__(kThreads, kSteps <= 4 ? 2 : 1) stream_kernel(const Call given, const Layout cut, int ring) {
+  Call call = given;
+  Layout layout = cut;
+  Preset::fix(call, layout);
+  if (kRows == 1) fix_single(call, layout);
+  stream<kSteps, kRows, T>(call, layout, ring);
 }
 
 }  // namespace lineahead::cuda
