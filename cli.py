@@ -13,6 +13,7 @@ import click
 from lineahead.convert import commands as making
 from lineahead.convert.conformance import commands as checking
 from lineahead.convert.hub import commands as sharing
+from lineahead.convert.judging import commands as judging
 from lineahead.convert.planner import commands as planning
 from lineahead.convert.study import commands as comparing
 from lineahead.plugins import commands as plugging
@@ -43,7 +44,7 @@ def main(ctx: click.Context, /, verbose: int, quiet: bool) -> None:
     set_up(verbose=verbose, quiet=quiet, passive=ctx.invoked_subcommand != "bench")
 
 
-for area in (making, checking, comparing, planning, plugging, sharing, using, measuring, serving):
+for area in (making, checking, comparing, judging, planning, plugging, sharing, using, measuring, serving):
     for one in area.COMMANDS:
         main.add_command(one)
 making.export.add_command(packing.triton)

@@ -74,38 +74,6 @@ def finetune(
     show([one.model_dump(mode="json") for one in manifest.training], as_json)
 
 
-@click.command("eval")
-@artifact_argument
-@click.argument("files", nargs=-1, type=click.Path(path_type=Path), metavar="[TEXT]...")
-@click.option("--context", "contexts", multiple=True, type=int, help="Window length (may be repeated).")
-@click.option("--tokens", type=int, help="Tokens read per file.")
-@click.option("--stride", type=int, help="Between windows [default: the context].")
-@click.option("--device", type=DEVICE, default="cpu", help="Where to evaluate.")
-@json_option
-def evaluate(
-    artifact: Path,
-    files: tuple[Path, ...],
-    contexts: tuple[int, ...],
-    tokens: int | None,
-    as_json: bool,
-    **options: Any,
-) -> None:
-    """Perplexity of ARTIFACT beside its teacher's, on TEXT files or the recipe's; kept in the manifest."""
-    from lineahead.convert.quality import measure_quality, summary
-    from lineahead.convert.training.progress import stderr_progress
-
-    wanted = chosen_recipe(None, (), artifact).eval
-    found = measure_quality(
-        artifact,
-        files or [Path(name) for name in wanted.files],
-        context=contexts or wanted.context,
-        tokens=tokens or wanted.tokens,
-        progress=stderr_progress(),
-        **options,
-    )
-    show([summary(one) for one in found], as_json)
-
-
 @click.command()
 @click.argument("names", nargs=-1, metavar="[MODEL_TYPE]...")
 @click.option(
@@ -170,4 +138,4 @@ def onnx(artifact: Path, precisions: tuple[str, ...], opset: int | None, as_json
 
 
 export.add_command(tensorrt)
-COMMANDS: tuple[click.Command, ...] = (convert, finetune, evaluate, architectures, draft, export)
+COMMANDS: tuple[click.Command, ...] = (convert, finetune, architectures, draft, export)

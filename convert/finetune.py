@@ -288,9 +288,7 @@ def _write(job: _Job, trained: _Trained) -> None:
             "training": (*manifest.training, trained.record),
             "recipe": job.recipe.model_dump(mode="json"),
             "base_weights": "trained" if changed else manifest.base_weights,
-            "evaluations": (),
-            "exports": (),
-            "drafts": (),
+            **dict.fromkeys(("evaluations", "recalls", "agreements", "tasks", "exports", "drafts"), ()),
         }
     )
     save_artifact(model, tokenizer, job.artifact, manifest=manifest)

@@ -161,6 +161,56 @@ class Evaluation(Record):
     bits_per_byte: dict[str, float]
 
 
+class Recall(Record):
+    """Questions about one fact of a long text, teacher beside student.
+
+    Attributes:
+        test: ``needle`` or ``pairs``.
+        context: tokens of the text.
+        cases: number of questions.
+        accuracy: share that was answered, by model: ``teacher``, ``student``.
+    """
+
+    test: str
+    context: int
+    cases: int
+    accuracy: dict[str, float]
+
+
+class Agreement(Record):
+    """Whether the student would say what the teacher says.
+
+    Attributes:
+        file: the text file's name.
+        context: tokens of context.
+        tokens: positions compared.
+        top1: share of them where the likeliest token is the same.
+        kl: mean KL(teacher, student) in nats.
+    """
+
+    file: str
+    context: int
+    tokens: int
+    top1: float
+    kl: float
+
+
+class TaskScore(Record):
+    """One metric of an lm-eval task, teacher beside student.
+
+    Attributes:
+        task: its name.
+        metric: the metric's name and filter, as lm-eval writes them.
+        cases: number of examples.
+        value: by model: ``teacher``, ``student``.
+    """
+
+    task: str
+    metric: str
+    cases: int
+    value: dict[str, float]
+
+
 class Export(Record):
     """One exported graph or engine.
 
@@ -242,6 +292,9 @@ class Manifest(Record):
         model: dimensions.
         training: finished stages, in order.
         evaluations: perplexities.
+        recalls: tests of recall.
+        agreements: how often student and teacher say the same.
+        tasks: scores of lm-eval tasks.
         exports: graphs and engines.
         drafts: draft heads.
         files: SHA-256 of weights, config, code and tokenizer, by path in the folder.
@@ -260,6 +313,9 @@ class Manifest(Record):
     model: Model
     training: tuple[Training, ...] = ()
     evaluations: tuple[Evaluation, ...] = ()
+    recalls: tuple[Recall, ...] = ()
+    agreements: tuple[Agreement, ...] = ()
+    tasks: tuple[TaskScore, ...] = ()
     exports: tuple[Export, ...] = ()
     drafts: tuple[Draft, ...] = ()
     files: dict[str, str] = {}

@@ -111,6 +111,9 @@ def _figures(manifest: Manifest) -> dict[str, Any]:
         "heads": bool(manifest.drafts),
         "graphs": ", ".join(graphs) or "none",
         "evaluations": manifest.evaluations,
+        "recalls": manifest.recalls,
+        "agreements": manifest.agreements,
+        "tasks": manifest.tasks,
         "training": [{**one.model_dump(), "data": _public_name(one.data)} for one in manifest.training],
         "tools": ", ".join(f"{name} {version}" for name, version in manifest.tools.items()),
     }

@@ -1,0 +1,1 @@
+"""How a converted model compares with its original: recall, agreement, tasks, one report."""
