@@ -187,7 +187,7 @@ def _one_step(run: Run, optimizer: torch.optim.Optimizer, interrupt: Interrupt) 
         batch = run.batches.batch(number).to(accelerator.device, non_blocking=True)
         for name, value in run.trainer.backward(batch, 1 / stage.grad_accumulation).items():
             total[name] = total.get(name, 0.0) + value / stage.grad_accumulation
-    stop = _share_gradients(run, interrupt.requested)
+    stop = _share(run, total, interrupt.requested)
     norm = _clip(run)
     if not (math.isfinite(total["loss"]) and math.isfinite(norm)):
         raise TrainingError(
@@ -227,16 +227,20 @@ def rate_factor(step: int, steps: int, warmup: float, schedule: str) -> float:
     return 1 - done if schedule == "linear" else 1.0
 
 
-def _share_gradients(run: Run, stop: bool) -> bool:
-    """Average the gradients over processes, once per step; returns whether any process wants to `stop`."""
+def _share(run: Run, losses: dict[str, float], stop: bool) -> bool:
+    """Average gradients and, in place, `losses` over processes, once per step; does any want to `stop`?"""
     if run.accelerator.num_processes == 1:
         return stop
     parameters = list(run.parameters.values())
     gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
-    flag = gradients[0].new_full((1,), float(stop))
-    flat = run.accelerator.reduce(torch.cat([flag, *(gradient.flatten() for gradient in gradients)]), "mean")
-    for parameter, part in zip(parameters, flat[1:].split([p.numel() for p in parameters]), strict=True):
+    numbers = gradients[0].new_tensor([float(stop), *losses.values()])
+    flat = run.accelerator.reduce(
+        torch.cat([numbers, *(gradient.flatten() for gradient in gradients)]), "mean"
+    )
+    own = len(numbers)
+    for parameter, part in zip(parameters, flat[own:].split([p.numel() for p in parameters]), strict=True):
         parameter.grad = part.view_as(parameter)
+    losses.update(zip(losses, flat[1:own].tolist(), strict=True))
     return bool(flat[0] > 0)
 
 
