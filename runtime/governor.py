@@ -75,6 +75,7 @@ class Governor:
         self._sizes = [size for size in SIZES if size < max_nodes] + [max_nodes] * (max_nodes > 0)
         self._arms = {size: _Arm() for size in (0, *self._sizes)}
         self._depths: list[_Mean] = [_Mean() for _ in range(max_nodes)]
+        self._covered = _Mean()
         self._tolerance, self._explore_every = tolerance, explore_every
         self._balance = self._elapsed = 0.0
         self._steps, self._batch = 0, 0
@@ -128,7 +129,8 @@ class Governor:
             share = depth.believed(share, DEEPER)
             chance *= share
             expected += chance
-        return 1 + self._arms[size].accepted.believed(expected, OTHERS)
+        covered = self._covered.believed(1.0, DEEPER)
+        return 1 + self._arms[size].accepted.believed(covered * expected, OTHERS)
 
     def _cost(self, size: int) -> float:
         """Cost of a size; what was never timed is on a line through the nearest size that was."""
@@ -156,19 +158,20 @@ class Governor:
         if not observed:
             return
         for proposed, accepted in observed:
-            if proposed:
-                self._arms[self._size(proposed)].accepted.saw(accepted)
-                for depth, mean in enumerate(self._depths[: min(proposed, accepted + 1)], 1):
-                    mean.saw(accepted >= depth)
+            for depth, mean in enumerate(self._depths[: min(proposed, accepted + 1)], 1):
+                mean.saw(accepted >= depth)
         size, seconds = self._size(nodes - 1), draft_s + step_s
+        gained = sum(accepted for _, accepted in observed) / len(observed)
         limited = self._arms[size].limited(seconds)
         self._arms[size].took(seconds if size else step_s)
         self._elapsed += seconds
         plain = self._arms[0].cost.value
         if size:
             self._tried = self._steps
-            tokens = sum(accepted + 1 for _, accepted in observed) / len(observed)
-            change = tokens * plain - limited
+            # Rows without a draft, or with a short one, pay for the longest: the mean of all is what it gave.
+            self._arms[size].accepted.saw(gained)
+            self._covered.saw(sum(proposed > 0 for proposed, _ in observed) / len(observed))
+            change = (1 + gained) * plain - limited
         else:
             self._plain_at, change = self._steps, -draft_s
         self._balance = min(self._balance + change, CREDIT * plain)
