@@ -9,7 +9,7 @@ import numpy.typing as npt
 from lineahead.errors import InputError
 from lineahead.runtime.drafters.base import DraftRow
 from lineahead.runtime.layout import Part, lay_out
-from lineahead.runtime.session import Session, StepOutput
+from lineahead.runtime.session import RowState, Session, StepOutput
 from lineahead.runtime.tree import Tree, chain
 
 Floats = npt.NDArray[np.float32]
@@ -20,17 +20,33 @@ class _Followed:
     """How far the draft model has read one sequence.
 
     Attributes:
-        fed: tokens of the text in its state.
+        fed: tokens in its state; the last of them, `ahead`, are guesses that it has gone on from.
         pending: tokens of its last call, which follow those.
         accept: how many of them become state in the next call.
+        ahead: guesses in the state, which nobody has verified yet.
+        saved: the state before them, with the first of them pending.
     """
 
     fed: int = 0
     pending: Sequence[int] = ()
     accept: int = 0
+    ahead: list[int] = field(default_factory=list)
+    saved: RowState | None = None
+
+    def wrong(self, tokens: Sequence[int]) -> bool:
+        """Whether the text has become another one than the guesses in the state."""
+        start = self.fed - len(self.ahead)
+        return len(tokens) <= self.fed or list(tokens[start : self.fed]) != self.ahead
+
+    def go_back(self) -> RowState:
+        """Forget the guesses but the first, which is pending again; returns the state to put back."""
+        assert self.saved is not None
+        self.fed, self.pending = self.fed - len(self.ahead), (self.ahead[0],)
+        return self.saved
 
     def agree(self, tokens: Sequence[int]) -> None:
         """Keep what the text has in common with the last call; the last token is always read again."""
+        self.ahead, self.saved = [], None
         most = min(len(self.pending), len(tokens) - 1 - self.fed)
         self.accept = next(
             (i for i in range(most) if self.pending[i] != tokens[self.fed + i]),
@@ -62,9 +78,9 @@ class _Guess:
 class ModelDrafter:
     """Writes a chain with a second model that has the same vocabulary.
 
-    The draft model's state goes back like the verifier's: what it writes is never accepted while it writes,
-    so its chain is read again in every call and the rows that became text are committed by the first call
-    of the next proposal. A chain ends where its probability under the draft model falls below `least`.
+    The draft model goes on from its own guesses, one token a call. Before the first of them becomes state the
+    row is copied, and put back when the text has become another one; what is right of the last call is
+    committed by the next. A chain ends where its probability under the draft model falls below `least`.
 
     Source: Leviathan et al., 2023, arXiv:2211.17192, for the draft model; the proposals are chosen, not
     drawn, so that `acceptance.lossless` needs no draft distribution.
@@ -129,8 +145,12 @@ class ModelDrafter:
 
     def _read(self, guesses: Mapping[int, _Guess]) -> None:
         """Bring the draft model to the end of every text, in chunks; all texts end in the last call."""
-        for request, one in guesses.items():
-            self._followed[request].agree(one.row.tokens)
+        for place, (request, followed) in enumerate(self._followed.items()):
+            if request in guesses:
+                tokens = guesses[request].row.tokens
+                if followed.ahead and followed.wrong(tokens):
+                    self._session.place(place, followed.go_back())
+                followed.agree(tokens)
         size = self._session.chunk
         calls = {
             request: -(-(len(one.row.tokens) - self._position(request)) // size)
@@ -148,8 +168,21 @@ class ModelDrafter:
         self._choose(guesses, output)
 
     def _extend(self, guesses: Mapping[int, _Guess]) -> None:
-        """One more token for every open chain; closed ones are read again to stay pending."""
-        output = self._call({request: one.tokens for request, one in guesses.items() if one.tokens})
+        """One more token for every open chain; a guess pending elsewhere stays so: it is read again."""
+        parts: dict[int, Sequence[int]] = {}
+        for place, (request, followed) in enumerate(self._followed.items()):
+            one = guesses.get(request)
+            if one is None or not one.open:
+                if followed.pending and not followed.accept:
+                    parts[request] = followed.pending
+                continue
+            parts[request] = one.tokens[-1:]
+            if len(one.tokens) > 1:
+                if followed.saved is None:
+                    followed.saved = self._session.take(place)
+                followed.ahead.append(one.tokens[-2])
+            followed.accept = len(followed.pending)
+        output = self._call(parts)
         self._choose(guesses, output)
 
     def _position(self, request: int) -> int:

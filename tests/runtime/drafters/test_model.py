@@ -25,7 +25,7 @@ class Watched(ModelDrafter):
                 text.append(token)
             assert len(tree) - 1 <= min(row.nodes, row.depth, self.max_nodes)
             self.chains.append(tree.tokens[1:])
-        texts = {row.request: list(row.tokens) for row in rows}
+        texts = {row.request: [*row.tokens, *tree.tokens[1:]] for row, tree in zip(rows, trees, strict=True)}
         for request, held in zip(self._followed, self.session.texts, strict=True):
             assert request not in texts or held == texts[request][: len(held)]
         return trees
@@ -72,6 +72,23 @@ def test_a_text_is_read_once(toy):
     read = [call.input_ids.shape[1] for call in draft.calls]
     assert read[:3] == [4, 4, 2]  # the prompt of nine and its first answer
     assert max(read[3:]) <= 2  # what was accepted is committed, not read again
+
+
+def test_a_chain_is_read_token_by_token(toy):
+    draft = toy.Session()
+    toy.decode(toy.Session(), rows_of(toy)[1:2], ModelDrafter(draft, max_nodes=5, least=0.0))
+    assert max(call.input_ids.shape[1] for call in draft.calls[1:]) == 2  # the last guess and the next token
+
+
+def test_wrong_guesses_are_taken_out_of_the_state(toy):
+    draft = toy.Session(noise=2.5)
+    placed, place = [], draft.place
+    draft.place = lambda row, saved: (placed.append(saved.length), place(row, saved))
+    drafter = Watched(draft, max_nodes=5, least=0.0)
+    wanted, _ = toy.decode(toy.Session(), rows_of(toy))
+    found, _ = toy.decode(toy.Session(), rows_of(toy), drafter)
+    assert found == wanted
+    assert len(placed) > 5
 
 
 def test_numbers_that_make_no_sense(toy):
