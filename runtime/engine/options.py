@@ -1,7 +1,7 @@
 """An engine's settings as one flat, typed object: what Ray's and Triton's config files carry."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -20,6 +20,7 @@ class EngineOptions(BaseModel):
         threads: of the backend; 0 lets it choose.
         speculate: what proposes tokens.
         draft_length: most tokens proposed per step.
+        governed: propose only where it pays.
         slots: requests decoded together.
         queue: requests that may wait.
         chunk: prompt tokens per call.
@@ -38,6 +39,7 @@ class EngineOptions(BaseModel):
     threads: int = Field(0, ge=0)
     speculate: Literal["none", "lookup", "medusa", "recurrent", "auto"] = "none"
     draft_length: int = Field(5, ge=1)
+    governed: bool = True
     slots: int = Field(16, ge=1)
     queue: int = Field(256, ge=1)
     chunk: int = Field(64, ge=1)
@@ -47,13 +49,16 @@ class EngineOptions(BaseModel):
     max_tokens: int = Field(2048, ge=1)
     timeout: float = Field(600.0, gt=0)
 
-    def open(self, folder: Path, observer: Observer | None = None, *, threads: int | None = None) -> Engine:
+    def open(
+        self, folder: Path, observer: Observer | None = None, *, threads: int | None = None, **more: Any
+    ) -> Engine:
         """Load an artifact into an engine, not yet started.
 
         Args:
             folder: of the artifact.
             observer: who is told about times.
             threads: instead of the option's 0.
+            more: further arguments of :meth:`Generator.load`.
 
         Raises:
             ArtifactError, BackendError, InputError: as :meth:`Engine.load`.
@@ -65,6 +70,7 @@ class EngineOptions(BaseModel):
             prefill_budget=self.prefill_budget,
             prefix_cache_bytes=self.prefix_cache << 20,
             default_timeout_s=self.timeout,
+            governed=self.governed,
             ignore_position_limit=self.ignore_position_limit,
         )
         return Engine.load(
@@ -77,4 +83,5 @@ class EngineOptions(BaseModel):
             threads=self.threads or threads or 0,
             drafter=self.speculate,
             draft_nodes=self.draft_length,
+            **more,
         )

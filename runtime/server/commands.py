@@ -9,6 +9,8 @@ import click
 from lineahead.errors import BackendError, InputError
 from lineahead.recipes.console import DRAFTER, artifact_argument, backend_options, json_option, note
 
+FIELDS = {"prefix_mb": "prefix_cache", "timeout_s": "timeout", "provider": "device"}
+
 
 @click.command()
 @artifact_argument
@@ -73,23 +75,27 @@ def serve(artifact: Path, host: str, port: int, as_json: bool, **options: Any) -
 
 
 def _engine(artifact: Path, metrics: Any, options: dict[str, Any]) -> Any:
-    """The engine of the command's options."""
-    from lineahead.runtime.engine import Engine, EngineConfig
+    """The engine of the command's options.
 
-    config = EngineConfig(
-        slots=options.pop("slots"),
-        queue=options.pop("queue"),
-        chunk=options.pop("chunk"),
-        prefill_budget=options.pop("prefill_budget"),
-        prefix_cache_bytes=options.pop("prefix_mb") << 20,
-        default_timeout_s=options.pop("timeout_s"),
-        governed=not options.pop("ungoverned"),
-        ignore_position_limit=options.pop("ignore_position_limit"),
-    )
-    drafter, nodes = options.pop("speculate"), options.pop("draft_length")
-    return Engine.load(
-        artifact, config=config, observer=metrics, drafter=drafter, draft_nodes=nodes, **options
-    )
+    Raises:
+        InputError: naming an option that is out of range.
+    """
+    from pydantic import ValidationError
+
+    from lineahead.runtime.engine.options import EngineOptions
+
+    more = {name: options.pop(name) for name in ("implementation", "rebuild")}
+    governed = not options.pop("ungoverned")
+    named = {FIELDS.get(name, name): value for name, value in options.items()}
+    try:
+        chosen = EngineOptions(governed=governed, **named)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = str(first["loc"][0]).replace("_", "-")
+        raise InputError(
+            f"--{option} {first['input']}: {first['msg'].lower()}", hint="See `lineahead serve --help`."
+        ) from error
+    return chosen.open(artifact, metrics, **more)
 
 
 def _keys(path: Path | None) -> tuple[str, ...]:

@@ -103,4 +103,6 @@ def test_who_goes_away_frees_the_slot(model, request_of):
     while model._engine.statistics().active:
         assert time.monotonic() < deadline, "the slot is not freed"
         time.sleep(0.02)
-    assert request.sender.ended
+    while not request.sender.ended:  # the engine tells it after the slot is free
+        assert time.monotonic() < deadline, "the response is not ended"
+        time.sleep(0.02)
