@@ -129,14 +129,22 @@ def _read(path: Path, tokenizer: Any, tokens: int) -> _Text:
     return _Text(ids=torch.tensor(found["input_ids"][:tokens], dtype=torch.long), ends=ends)
 
 
-def _check_length(model: PreTrainedModel, path: Path, count: int, context: int, stride: int | None) -> None:
-    config: Any = model.config.get_text_config(decoder=True)
-    limit = getattr(config, "max_position_embeddings", None)
+def require_positions(context: int, limit: int | None) -> None:
+    """Refuse a context beyond a position table; None where there is no limit.
+
+    Raises:
+        InputError: naming both lengths.
+    """
     if limit is not None and context > limit:
         raise InputError(
             f"a context of {context} is longer than the position table of {limit}",
             hint=f"Use a context of at most {limit}.",
         )
+
+
+def _check_length(model: PreTrainedModel, path: Path, count: int, context: int, stride: int | None) -> None:
+    config: Any = model.config.get_text_config(decoder=True)
+    require_positions(context, getattr(config, "max_position_embeddings", None))
     if count < context:
         raise InputError(
             f"{path}: {count} tokens are fewer than a context of {context}",

@@ -196,8 +196,12 @@ def _kept(layer: SoftmaxLayer) -> KeptLayer:
         return KeptLayer(
             index=layer.index, window=layer.window, state_bytes=_bytes(layer.settings, shape, features=0)
         )
-    row = _FLOAT_BYTES * shape.kv_heads * (shape.head_dim + shape.value_dim)
-    return KeptLayer(index=layer.index, window=layer.window, bytes_per_token=row)
+    return KeptLayer(index=layer.index, window=layer.window, bytes_per_token=cache_row_bytes(shape))
+
+
+def cache_row_bytes(shape: LayerShape) -> int:
+    """By how much the layer's KV cache grows with every token if it keeps softmax attention, in float32."""
+    return _FLOAT_BYTES * shape.kv_heads * (shape.head_dim + shape.value_dim)
 
 
 def layer_state_bytes(layer: LinearLayer) -> int:

@@ -7,12 +7,11 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from lineahead.convert.checkpoint import load_artifact
-from lineahead.convert.evaluate import read_tokens
+from lineahead.convert.evaluate import read_tokens, require_positions
 from lineahead.convert.judging.agreement import measure_agreement
 from lineahead.convert.judging.pair import Pair
 from lineahead.convert.judging.recall import Report, measure_recall
 from lineahead.convert.source import load_source
-from lineahead.errors import InputError
 from lineahead.recipes.kind import require_decoder
 from lineahead.recipes.manifest import (
     Agreement,
@@ -93,21 +92,15 @@ def judge(
     """
     require_decoder(artifact, "recall, agreement and tasks")
     manifest = read_manifest(artifact)
-    limit = manifest.model.max_position
     longest = max((*wanted.recall, *(wanted.contexts if wanted.agreement else ())), default=0)
-    if limit is not None and longest > limit:
-        raise InputError(
-            f"a context of {longest} is longer than the position table of {limit}",
-            hint=f"Use a context of at most {limit}.",
-        )
+    require_positions(longest, manifest.model.max_position)
     student, tokenizer = load_artifact(artifact, device=device)
     pair = Pair(student=student, teacher=_teacher(manifest, device))
     recalls = measure_recall(pair, tokenizer, contexts=wanted.recall, count=wanted.cases, report=report)
     agreements = [
-        measure_agreement(
-            pair, read_tokens([path], tokenizer, wanted.tokens, context), context=context, file=path.name
-        )
+        measure_agreement(pair, ids, context=context, file=path.name)
         for path in wanted.agreement
+        for ids in [read_tokens([path], tokenizer, wanted.tokens, max(wanted.contexts))]
         for context in wanted.contexts
     ]
     tasks: list[TaskScore] = []

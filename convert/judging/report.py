@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from lineahead.convert.checkpoint import read_config
+from lineahead.convert.pipeline import cache_row_bytes
 from lineahead.errors import InputError, needs_package
 from lineahead.plugins.augmented_attention.huggingface.layers import LinearLayer
 from lineahead.recipes.files import replacing, write_text
-from lineahead.recipes.manifest import Manifest, Model, read_manifest
+from lineahead.recipes.manifest import Manifest, Model
 
 FOLDER = "report"
 _CONTEXTS = (1024, 4096, 8192, 32768)
-_FLOAT_BYTES = 4
 
 
 def write_report(artifact: Path, manifest: Manifest) -> Path:
@@ -36,7 +36,7 @@ def write_report(artifact: Path, manifest: Manifest) -> Path:
     folder = artifact / FOLDER
     folder.mkdir(exist_ok=True)
     plots = _plots(folder, manifest)
-    cache = original_bytes_per_token(artifact)
+    cache = original_bytes_per_token(artifact, manifest.model)
     states = [(n, state_at(manifest.model, n), cache * n) for n in _CONTEXTS]
     measured = manifest.model_dump(
         mode="json", include={"evaluations", "recalls", "agreements", "tasks", "base"}
@@ -53,12 +53,10 @@ def state_at(model: Model, context: int) -> int:
     return model.state_bytes + model.bytes_per_token * context
 
 
-def original_bytes_per_token(artifact: Path) -> int:
+def original_bytes_per_token(artifact: Path, model: Model) -> int:
     """By how much the original's KV cache grows with every token, in float32, windows not counted."""
     layers = [LinearLayer.from_dict(one) for one in read_config(artifact)["lineahead"]["layers"]]
-    linear = sum(one.shape.kv_heads * (one.shape.head_dim + one.shape.value_dim) for one in layers)
-    kept = sum(layer.bytes_per_token for layer in read_manifest(artifact).model.softmax_layers)
-    return _FLOAT_BYTES * linear + kept
+    return model.bytes_per_token + sum(cache_row_bytes(one.shape) for one in layers)
 
 
 def _markdown(manifest: Manifest, states: Sequence[tuple[int, int, int]], plots: Sequence[Path]) -> str:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from lineahead.convert.checkpoint import load_artifact
 from lineahead.convert.evaluate import read_tokens
-from lineahead.convert.pipeline import layer_state_bytes
+from lineahead.convert.pipeline import cache_row_bytes, layer_state_bytes
 from lineahead.convert.planner.predict import Memory, Worth, choose, choose_within, spearman, state_bytes
 from lineahead.convert.planner.probe import Probe, Report, measure_worth
 from lineahead.errors import InputError
@@ -19,7 +19,6 @@ from lineahead.recipes.files import write_text
 from lineahead.recipes.kind import require_decoder
 
 logger = logging.getLogger(__name__)
-_FLOAT_BYTES = 4
 
 
 class _Record(BaseModel):
@@ -149,8 +148,7 @@ def write_plan(path: Path, plan: Plan) -> None:
 
 
 def _memory(layer: LinearLayer) -> Memory:
-    row = _FLOAT_BYTES * layer.shape.kv_heads * (layer.shape.head_dim + layer.shape.value_dim)
-    return Memory(linear=layer_state_bytes(layer), per_token=row)
+    return Memory(linear=layer_state_bytes(layer), per_token=cache_row_bytes(layer.shape))
 
 
 def _others(worth: Worth, count: int) -> list[tuple[int, ...]]:

@@ -35,7 +35,8 @@ class Worth:
 
     def perplexity(self, softmax: Collection[int]) -> float:
         """Prediction for a model with these layers softmax: exact at both ends, additive between."""
-        kept = sum(self.shares[layer] for layer in softmax)
+        shares = self.shares
+        kept = sum(shares[layer] for layer in softmax)
         return math.exp(self.linear - kept * (self.linear - self.softmax))
 
 
@@ -63,11 +64,10 @@ def choose(worth: Worth, *, keep: int) -> tuple[int, ...]:
     Raises:
         InputError: when there are not so many.
     """
-    if not 0 <= keep <= len(worth.shares):
-        raise InputError(
-            f"cannot keep {keep} of {len(worth.shares)} converted layers", hint="Keep fewer layers."
-        )
-    ranked = sorted(worth.shares, key=lambda layer: (-worth.shares[layer], layer))
+    shares = worth.shares
+    if not 0 <= keep <= len(shares):
+        raise InputError(f"cannot keep {keep} of {len(shares)} converted layers", hint="Keep fewer layers.")
+    ranked = sorted(shares, key=lambda layer: (-shares[layer], layer))
     return tuple(sorted(ranked[:keep]))
 
 
@@ -86,9 +86,9 @@ def choose_within(worth: Worth, memory: Mapping[int, Memory], *, limit: int, con
             hint=f"Allow at least {least} bytes.",
         )
     extra = {layer: one.per_token * context - one.linear for layer, one in memory.items()}
-    chosen: list[int] = []
+    shares, chosen = worth.shares, list[int]()
     left = limit - least
-    for layer in sorted(extra, key=lambda one: (-worth.shares[one] / max(extra[one], 1), one)):
+    for layer in sorted(extra, key=lambda one: (-shares[one] / max(extra[one], 1), one)):
         if extra[layer] <= left:
             chosen.append(layer)
             left -= max(extra[layer], 0)
