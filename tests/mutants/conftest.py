@@ -18,6 +18,7 @@ for name, path in {
     "mutant_damage": FOLDER / "damage.py",
     "mutant_catalogue": FOLDER / "catalogue.py",
     "mutant_kernel_catalogue": FOLDER / "kernel_catalogue.py",
+    "mutant_kernel_verdict": FOLDER / "kernel_verdict.py",
 }.items():
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, path)

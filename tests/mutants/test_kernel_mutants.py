@@ -1,13 +1,10 @@
 """The CUDA kernels' tests are worth something only if they fail on damaged kernels; compiled for the CPU."""
 
-import itertools
-
 import pytest
-import torch
 from mutant_kernel_catalogue import KERNEL_MUTANTS, STEP, STREAM
+from mutant_kernel_verdict import verdict
 from operator_kernel_build import build_emulated
 from operator_kernel_call import Kernels
-from operator_kernel_cases import SETTINGS, Size, check
 
 from lineahead.plugins.augmented_attention import native
 
@@ -15,20 +12,6 @@ pytestmark = [
     pytest.mark.long,
     pytest.mark.skipif(native.find_compiler() is None, reason="no C++ compiler"),
 ]
-FIRST = ("softmax-hedgehog", "augmented", "grouped-softmax", "many-sinks", "augmented-relu")
-
-
-def verdict(kernels, kernel):
-    """The first case that fails, or None."""
-    for name, nodes, in_place in itertools.product(FIRST, (5, 17, 1), (True, False)):
-        size = Size(nodes=nodes, length=(62, 127), pending=6, dim=32, value_dim=64)
-        dtype = torch.float32 if kernel == STEP else torch.float16
-        options = {"in_place": in_place, "value_slice": 32, "variant": kernel}
-        try:
-            check(kernels, SETTINGS[name], size, dtype=dtype, seed=nodes, **options)
-        except AssertionError as error:
-            return f"{name}, {nodes} nodes: {str(error).splitlines()[0][:80]}"
-    return None
 
 
 @pytest.fixture(autouse=True)

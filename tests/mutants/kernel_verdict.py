@@ -1,0 +1,29 @@
+"""What a damaged CUDA kernel is asked: the first case that fails, on the GPU or emulated."""
+
+import itertools
+from typing import Any
+
+import torch
+from mutant_kernel_catalogue import STEP
+from operator_kernel_cases import SETTINGS, Size, check
+
+FIRST = ("softmax-hedgehog", "augmented", "grouped-softmax", "many-sinks", "augmented-relu")
+
+
+def verdict(kernels: Any, kernel: int, *, device: str = "cpu") -> str | None:
+    """The first case that fails, or None.
+
+    Args:
+        kernels: a library of kernels.
+        kernel: which of them is asked: the general one in float32, the streaming one in float16.
+        device: where the calls run; ``cpu`` for emulated kernels.
+    """
+    for name, nodes, in_place in itertools.product(FIRST, (5, 17, 1), (True, False)):
+        size = Size(nodes=nodes, length=(62, 127), pending=6, dim=32, value_dim=64)
+        dtype = torch.float32 if kernel == STEP else torch.float16
+        options = {"in_place": in_place, "value_slice": 32, "variant": kernel}
+        try:
+            check(kernels, SETTINGS[name], size, dtype=dtype, device=device, seed=nodes, **options)
+        except (AssertionError, RuntimeError) as error:
+            return f"{name}, {nodes} nodes: {str(error).splitlines()[0][:80]}"
+    return None
