@@ -14,6 +14,7 @@ from transformers.masking_utils import flash_attention_mask
 
 from lineahead.errors import ArchitectureError
 from lineahead.plugins.augmented_attention.huggingface.adapters import is_adapted
+from lineahead.plugins.augmented_attention.huggingface.routing import share_implementation
 from lineahead.plugins.augmented_attention.schema import LayerShape
 
 PROBE = "lineahead_probe"
@@ -172,6 +173,7 @@ def _implementation(model: PreTrainedModel, name: str) -> Iterator[None]:
         model.config._attn_implementation_internal = name
     else:
         model.set_attn_implementation(name)
+    share_implementation(model)
     model.eval()
     try:
         yield

@@ -15,7 +15,7 @@ from transformers.cache_utils import Cache, EncoderDecoderCache
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from lineahead.errors import ArchitectureError, ArtifactError, CheckpointError, InputError
-from lineahead.plugins.augmented_attention.huggingface.adapters import adapt
+from lineahead.plugins.augmented_attention.huggingface.adapters import adapt, is_adapted
 from lineahead.plugins.augmented_attention.huggingface.attention import (
     Implementation,
     Softmax,
@@ -25,6 +25,7 @@ from lineahead.plugins.augmented_attention.huggingface.attention import (
 from lineahead.plugins.augmented_attention.huggingface.cache import StateLayer
 from lineahead.plugins.augmented_attention.huggingface.fixed_layer import CACHE
 from lineahead.plugins.augmented_attention.huggingface.layers import ATTRIBUTE, LinearLayer, attach
+from lineahead.plugins.augmented_attention.huggingface.routing import share_implementation
 
 MODEL_TYPE = "lineahead"
 VERSION = 1
@@ -107,6 +108,11 @@ class _LinearModel:
         """As the base, but ``custom_generate`` of the repository runs only in calls that name it."""
         super().adjust_generation_fn(*args, **kwargs)  # type: ignore[misc]
         vars(self).pop("generate", None)
+
+    def set_attn_implementation(self, *args: Any, **kwargs: Any) -> None:
+        """As the base, in every transformers for all parts of the model."""
+        super().set_attn_implementation(*args, **kwargs)  # type: ignore[misc]
+        share_implementation(cast(PreTrainedModel, self))
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
@@ -217,6 +223,12 @@ def _route(model: PreTrainedModel) -> None:
     config = model.config
     if not config.is_encoder_decoder:  # there it would be a copy
         config = config.get_text_config(decoder=True)
+    base = cast(Any, type(model)).softmax_class
+    if not (base._can_set_attn_implementation() or is_adapted(model)):
+        raise ArchitectureError(
+            f"transformers {transformers.__version__} computes attention in {base.__name__} itself",
+            hint="Update transformers, which routes more models with every version.",
+        )
     softmax: Softmax = "eager" if config._attn_implementation == "eager" else "sdpa"
     implementation = Implementation(softmax=softmax, hybrid=is_hybrid(model.config))
     model.set_attn_implementation(implementation.register())
@@ -300,13 +312,18 @@ class LineaheadForCausalLM:
         config = kwargs.pop("config", None)
         if config is None:
             config = LineaheadConfig.from_pretrained(path)
-        if READS_CONFIG_CLASS:
-            cls.config_class = type(config)
+        cls._note(config)
         return cls.resolve(config).from_pretrained(path, *args, config=config, **kwargs)
 
     @classmethod
     def _from_config(cls, config: Any, **kwargs: Any) -> Any:
+        cls._note(config)
         return cls.resolve(config)._from_config(config, **kwargs)
+
+    @classmethod
+    def _note(cls, config: Any) -> None:
+        if READS_CONFIG_CLASS:
+            cls.config_class = type(config)
 
     @staticmethod
     def resolve(config: Any) -> Any:

@@ -32,7 +32,7 @@ def step(name):
 import huggingface_hub  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
-from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline, set_seed  # noqa: E402
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, pipeline, set_seed  # noqa: E402
 
 FOUND.update(transformers=transformers.__version__, torch=torch.__version__, hub=huggingface_hub.__version__)
 torch.set_num_threads(1)
@@ -65,6 +65,9 @@ def difference(model):
 @step("load")
 def load():
     STATE["tokenizer"] = AutoTokenizer.from_pretrained(REPO, trust_remote_code=True)
+    config = AutoConfig.from_pretrained(REPO, trust_remote_code=True)
+    for _ in range(2):  # the second call finds what the first one registered
+        AutoModelForCausalLM.from_config(config, trust_remote_code=True)
     STATE["model"] = AutoModelForCausalLM.from_pretrained(REPO, trust_remote_code=True).eval()
     return True
 

@@ -7,7 +7,7 @@ from shaking import shake, small
 
 from lineahead.convert.checkpoint import load_model, save_artifact
 from lineahead.convert.replace import linearize, linearize_roles
-from lineahead.errors import SettingsError
+from lineahead.errors import ArchitectureError, SettingsError
 from lineahead.plugins.augmented_attention.huggingface.attention import teacher
 from lineahead.plugins.augmented_attention.huggingface.cache import StateLayer
 from lineahead.plugins.augmented_attention.huggingface.fixed_layer import CACHE
@@ -138,6 +138,29 @@ def test_saved_and_loaded(family, tmp_path, monkeypatch):
     want = model.generate(**given, max_new_tokens=20, do_sample=False)
     for other in (remote, load_model(tmp_path / f"artifact-{family}")):
         assert torch.equal(other.generate(**given, max_new_tokens=20, do_sample=False), want)
+
+
+@torch.no_grad()
+def test_parts_with_a_copy_of_the_config_are_linear_where_transformers_skips_them(tmp_path, monkeypatch):
+    model, given = linear_model("augmented", "t5"), source()
+    want = model(**given, decoder_input_ids=given["input_ids"]).logits
+    model.save_pretrained(tmp_path)
+
+    def own_config_only(self, name):
+        self.config._attn_implementation_internal = name
+
+    monkeypatch.setattr(transformers.PreTrainedModel, "set_attn_implementation", own_config_only)
+    for other in (linear_model("augmented", "t5"), load_model(tmp_path)):
+        assert len({id(part.config) for part in (other, other.encoder, other.decoder)}) == 3
+        assert torch.equal(other(**given, decoder_input_ids=given["input_ids"]).logits, want)
+
+
+def test_a_class_that_computes_attention_itself_is_refused_at_load(tmp_path, monkeypatch):
+    linear_model("augmented", "t5").save_pretrained(tmp_path)
+    own = transformers.T5ForConditionalGeneration
+    monkeypatch.setattr(own, "_can_set_attn_implementation", classmethod(lambda cls: False))
+    with pytest.raises(ArchitectureError, match=f"{transformers.__version__} computes attention in T5"):
+        load_model(tmp_path)
 
 
 def test_classification_with_a_decoder_behind_an_encoder():

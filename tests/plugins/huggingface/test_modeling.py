@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from lineahead.convert.replace import linearize
 from lineahead.errors import ArtifactError, CheckpointError
+from lineahead.plugins.augmented_attention.huggingface import modeling
 from lineahead.plugins.augmented_attention.huggingface.modeling import (
     LineaheadConfig,
     LineaheadForCausalLM,
@@ -108,3 +109,17 @@ def test_from_config_makes_a_linear_model(settings, linear_model, tmp_path, toke
     model = LineaheadForCausalLM._from_config(config).eval()
     assert hasattr(model.model.layers[0].self_attn, "lineahead")
     assert full_pass(model, tokens(1, 70)).isfinite().all()
+
+
+@pytest.mark.parametrize("asks", [True, False])
+def test_the_class_says_its_config_class_where_transformers_asks(
+    asks, settings, linear_model, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(modeling, "READS_CONFIG_CLASS", asks)
+    linear_model(settings).save_pretrained(tmp_path)
+    config = LineaheadConfig.from_pretrained(tmp_path)
+    for load in (lambda found: found._from_config(config), lambda found: found.from_pretrained(tmp_path)):
+        found = type("Found", (LineaheadForCausalLM,), {})  # one process's first load sees none
+        assert not hasattr(found, "config_class")
+        load(found)
+        assert getattr(found, "config_class", None) is (type(config) if asks else None)
