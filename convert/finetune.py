@@ -26,7 +26,14 @@ from lineahead.convert.training.distill import DistillTrainer
 from lineahead.convert.training.loop import Run, Trainer, resume_position, train
 from lineahead.convert.training.progress import Progress, Silent, stderr_progress
 from lineahead.convert.training.transfer import TransferTrainer
-from lineahead.convert.training.weights import Resolved, freeze, is_new, require_trainable, resolve_precision
+from lineahead.convert.training.weights import (
+    Resolved,
+    freeze,
+    is_new,
+    narrow_products,
+    require_trainable,
+    resolve_precision,
+)
 from lineahead.convert.training.workspace import Workspace, open_workspace
 from lineahead.errors import RecipeError, TrainingError
 from lineahead.recipes.kind import kind_of, require_decoder
@@ -215,7 +222,8 @@ def _train_stage(job: _Job, index: int, tokens: Tokens) -> _Trained:
     torch.manual_seed(seed)
     model = load_model(job.artifact)
     freeze(model, precision)
-    trainer = _trainer(job, stage, model.to(device), precision)
+    narrow = narrow_products(model, job.recipe.products, precision)
+    trainer = _trainer(job, stage, model.to(device), precision, torch.bfloat16 if narrow else torch.float32)
     if job.recipe.compile:
         compile_parts(model)
     run = Run(
@@ -256,7 +264,9 @@ def _train_stage(job: _Job, index: int, tokens: Tokens) -> _Trained:
     )
 
 
-def _trainer(job: _Job, stage: Stage, model: PreTrainedModel, precision: Resolved) -> Trainer:
+def _trainer(
+    job: _Job, stage: Stage, model: PreTrainedModel, precision: Resolved, adapters: torch.dtype
+) -> Trainer:
     if not isinstance(stage, DistillStage):
         if read_manifest(job.artifact).base_weights != "original":
             logger.warning(
@@ -269,7 +279,7 @@ def _trainer(job: _Job, stage: Stage, model: PreTrainedModel, precision: Resolve
     if other is not None:
         freeze(other, precision)
         other.to(job.accelerator.device)
-    return DistillTrainer(model, stage, other)
+    return DistillTrainer(model, stage, other, adapters)
 
 
 def _write(job: _Job, trained: _Trained) -> None:

@@ -328,6 +328,9 @@ class Recipe(Part):
             bounded already (Gemma 3), or ``all``: the original model, for export, whose linear twin drafts.
         precision: of the frozen weights while training; ``auto`` takes bfloat16 where the hardware
             multiplies it fast.
+        products: ``bf16``: where weights are bfloat16, products inside the operators have operands of
+            bfloat16 (their sums float32) and adapters are bfloat16 with float32 masters; ``fp32``: neither;
+            ``auto`` is ``fp32``.
         compile: whether training compiles what it can (torch.compile): half a minute or more at the start of
             every stage, then faster steps.
         seed: of everything random.
@@ -346,6 +349,7 @@ class Recipe(Part):
     layers: Literal["all"] | tuple[NonNegativeInt, ...] = "all"
     keep_softmax: Literal["local", "none", "all"] | tuple[NonNegativeInt, ...] = "local"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    products: Literal["auto", "fp32", "bf16"] = "auto"
     compile: bool = False
     seed: NonNegativeInt = 0
     checkpoint_seconds: PositiveFloat = 120.0

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from lineahead.convert.study.grid import Cell
 from lineahead.convert.study.material import training_tokens
 from lineahead.convert.study.models import starting_point
 from lineahead.convert.study.result import Result, thinned
+from lineahead.convert.training.compiled import compile_parts, release_parts
 from lineahead.convert.training.data import Batches, Tokens
 from lineahead.convert.training.devices import accelerate_on
 from lineahead.convert.training.distill import DistillTrainer
@@ -27,7 +29,12 @@ from lineahead.convert.training.labelled import read_labelled
 from lineahead.convert.training.loop import Run, Trainer, resume_position, train
 from lineahead.convert.training.progress import Progress, Silent
 from lineahead.convert.training.transfer import TransferTrainer
-from lineahead.convert.training.weights import freeze, new_parameters, resolve_precision
+from lineahead.convert.training.weights import (
+    freeze,
+    narrow_products,
+    new_parameters,
+    resolve_precision,
+)
 from lineahead.errors import ArchitectureError, InterruptedTrainingError, LineaheadError, SettingsError
 from lineahead.recipes.manifest import tool_versions
 from lineahead.recipes.schema import ClassifyStage, DistillStage, TransferStage
@@ -106,27 +113,31 @@ def _read_text(cell: Cell, job: Job, work: Path) -> dict[str, Any]:
     if cell.settings is not None:
         linearize(model, cell.settings)
     freeze(model, precision)
+    narrow_products(model, study.products, precision)
     model.to(accelerator.device)
     runs = [
         _stage(cell, job, work / f"stage-{index}", index, model, tokenizer, accelerator)
         for index in _stages(cell, model)
     ]
+    narrow_products(model, "fp32", precision)
     found = evaluate(
         model,
         tokenizer,
         [Path(name) for name in task.files.values()],
         names=("student",),
-        context=[task.context],
+        context=[task.context, *task.longer],
         tokens=task.tokens,
     )
-    points = [point for run in runs for point in _curve(run)]
+    rows = [_steps(run) for run in runs]
+    points = [(float(row["tokens"]), float(row["loss"])) for part in rows for row in part]
     return {
-        "figures": {name: one.perplexity["student"] for name, one in zip(task.files, found, strict=True)},
+        "figures": {name: one.perplexity["student"] for name, one in zip(task.figures, found, strict=True)},
         "loss": runs[-1].metrics.final(runs[-1].index, runs[-1].steps)["loss"] if runs else None,
         "curve": thinned(points),
         "steps": sum(run.steps for run in runs),
         "parameters": sum(weight.numel() for weight in model.parameters()),
         "seconds": round(sum(run.seconds for run in runs), 2),
+        "tokens_per_s": round(median(row["tokens_per_s"] for row in rows[-1])) if rows else None,
         "device": device_name(accelerator.device),
         "precision": precision,
     }
@@ -173,7 +184,12 @@ def _stage(
         checkpoint_seconds=job.study.checkpoint_seconds,
         on_step=job.on_step,
     )
-    train(run, resume_position(run))
+    if job.study.compile and cell.settings is not None:
+        compile_parts(model)
+    try:
+        train(run, resume_position(run))
+    finally:
+        release_parts(model)
     return run
 
 
@@ -196,12 +212,14 @@ def _trainer(cell: Cell, job: Job, stage: TransferStage | DistillStage, model: P
     if stage.kl and stage.trainable == "full" and base is not None:
         other = load_source(base).model.to(model.device)  # type: ignore[arg-type]
         freeze(other, resolve_precision(job.study.precision, model.device))
-    return DistillTrainer(model, stage, other)
+    narrow = job.study.products == "bf16" and any(x.dtype == torch.bfloat16 for x in model.parameters())
+    return DistillTrainer(model, stage, other, torch.bfloat16 if narrow else torch.float32)
 
 
-def _curve(run: Run) -> list[tuple[float, float]]:
+def _steps(run: Run) -> list[dict[str, Any]]:
+    """The metrics of a stage's steps."""
     rows = [json.loads(line) for line in run.metrics.path.read_text(encoding="utf-8").splitlines()]
-    return [(float(row["tokens"]), float(row["loss"])) for row in rows if row["stage"] == run.index]
+    return [row for row in rows if row["stage"] == run.index]
 
 
 def _classify(cell: Cell, job: Job, work: Path) -> dict[str, Any]:

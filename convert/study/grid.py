@@ -114,6 +114,7 @@ def _cell(
         "settings": None if settings is None else settings.as_dict(),
         "stages": [stage.model_dump(mode="json") for stage in row.stages],
         "precision": study.precision,
+        "products": study.products,
         "seed": seed,
     }
     return Cell(

@@ -38,7 +38,11 @@ def write_plots(
         if any(_number(entry) is not None for row in table.rows for entry in (row.plain, row.augmented)):
             figure = Figure(figsize=(_WIDTH, _HEIGHT), dpi=_DPI, layout="constrained")
             _draw_bars(figure, table)
-            written.append(_save(figure, folder / f"bars-{table.model}-{table.task}-{table.figure}.png"))
+            written.append(
+                _save(
+                    figure, folder / f"bars-{table.model}-{table.task}-{table.figure.replace(' ', '-')}.png"
+                )
+            )
     return written
 
 

@@ -30,6 +30,7 @@ class Result(BaseModel):
         steps: optimiser steps.
         parameters: of the model.
         seconds: of training.
+        tokens_per_s: of the last stage, median over its steps; None for classifiers and without training.
         device: what trained, by name.
         precision: of the weights while training.
         versions: of lineahead, torch, transformers.
@@ -47,6 +48,7 @@ class Result(BaseModel):
     steps: int = 0
     parameters: int = 0
     seconds: float = 0.0
+    tokens_per_s: int | None = None
     device: str = ""
     precision: str = ""
     versions: dict[str, str] = {}

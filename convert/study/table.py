@@ -76,7 +76,7 @@ def tables(study: Study, grid: Sequence[Cell], results: Mapping[str, Result]) ->
     for model, task in dict.fromkeys((cell.model, cell.task) for cell in grid):
         mine = [cell for cell in grid if (cell.model, cell.task) == (model, task)]
         purpose = study.tasks[task]
-        for figure in ("accuracy",) if isinstance(purpose, LabelTask) else purpose.files:
+        for figure in ("accuracy",) if isinstance(purpose, LabelTask) else purpose.figures:
             found.append(_table(study, model, task, figure, mine, results))
     return found
 
@@ -224,13 +224,14 @@ def as_csv(grid: Sequence[Cell], results: Mapping[str, Result]) -> str:
             "loss",
             "steps",
             "seconds",
+            "tokens_per_s",
         ]
     )
     for cell in grid:
         result = results.get(cell.name)
         facts = [cell.model, cell.task, cell.method, int(cell.augmented), cell.seed]
         if result is None:
-            writer.writerow([*facts, "not run", "", "", "", "", ""])
+            writer.writerow([*facts, "not run", "", "", "", "", "", ""])
             continue
         for figure, value in (result.figures or {"": float("nan")}).items():
             row = [
@@ -241,6 +242,7 @@ def as_csv(grid: Sequence[Cell], results: Mapping[str, Result]) -> str:
                 result.loss,
                 result.steps,
                 result.seconds,
+                result.tokens_per_s,
             ]
             writer.writerow(["" if one is None else one for one in row])
     return text.getvalue()

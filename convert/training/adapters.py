@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
@@ -17,8 +18,8 @@ from lineahead.recipes.schema import Lora
 _NAME = "default"
 
 
-def attach_adapters(model: PreTrainedModel, lora: Lora) -> None:
-    """Put adapters on the recipe's targets; their parameters are float32 and the only ones with gradients.
+def attach_adapters(model: PreTrainedModel, lora: Lora, dtype: torch.dtype = torch.float32) -> None:
+    """Put adapters of `dtype` on the recipe's targets; their parameters are the only ones with gradients.
 
     Raises:
         RecipeError: when a target names no linear module.
@@ -34,7 +35,7 @@ def attach_adapters(model: PreTrainedModel, lora: Lora) -> None:
         layer.train(lora.dropout > 0)  # type: ignore[attr-defined]
     for name, parameter in model.named_parameters():
         if ".lora_" in name:
-            parameter.data = parameter.data.float()
+            parameter.data = parameter.data.to(dtype)
             parameter.requires_grad_(True)
 
 

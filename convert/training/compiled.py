@@ -41,6 +41,13 @@ def compile_parts(model: PreTrainedModel) -> int:
     return count
 
 
+def release_parts(model: PreTrainedModel) -> None:
+    """Undo :func:`compile_parts`: other shapes would be compiled again."""
+    for module in model.modules():
+        if "forward" in vars(module):
+            del module.forward
+
+
 def _blocks(model: PreTrainedModel) -> Iterator[tuple[nn.Module, str]]:
     """Every block that has a converted layer or is the like of one, and what it calls its attention."""
     seen: set[nn.Module] = set()

@@ -23,27 +23,36 @@ class DistillTrainer:
     """KL to the teacher and cross entropy, over new parameters and adapters or all weights.
 
     While the pretrained weights are frozen the teacher needs no second copy: it is the student in softmax
-    mode with its adapters switched off. Weights trained in full have float32 masters; the model's own
-    copies keep its precision.
+    mode with its adapters switched off. Weights trained in full and adapters of 16 bits have float32 masters,
+    which the optimiser sees; the model's own copies keep their precision.
     """
 
-    def __init__(self, model: PreTrainedModel, stage: DistillStage, other: PreTrainedModel | None) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        stage: DistillStage,
+        other: PreTrainedModel | None,
+        adapters: torch.dtype = torch.float32,
+    ) -> None:
         """Prepare `model`, whose parameters are frozen.
 
         Args:
             model: the student.
             stage: the recipe's section.
             other: the teacher, when it is not `model` itself; runs in softmax mode too.
+            adapters: type of the adapters.
         """
         self._model, self._stage = model, stage
         self._teacher = other if other is not None else model
         self._head = head_of(model)
         self._teacher_head = self._head if other is None else head_of(other)
         if stage.trainable == "lora":
-            attach_adapters(model, stage.lora)
+            attach_adapters(model, stage.lora, adapters)
         self._new = new_parameters(model)
         self._base = self._trained_base()
-        self._masters = {name: nn.Parameter(weight.detach().float()) for name, weight in self._full().items()}
+        self._masters = {
+            name: nn.Parameter(weight.detach().float().clone()) for name, weight in self._mastered().items()
+        }
         for parameter in (*self._new.values(), *self._base.values()):
             parameter.requires_grad_(True)
         if stage.gradient_checkpointing:
@@ -57,8 +66,9 @@ class DistillTrainer:
             return {name: weight for name, weight in self._model.named_parameters() if not is_new(name)}
         return {}
 
-    def _full(self) -> dict[str, nn.Parameter]:
-        return self._base if self._stage.trainable == "full" else {}
+    def _mastered(self) -> dict[str, nn.Parameter]:
+        full = self._stage.trainable == "full"
+        return {name: x for name, x in self._base.items() if full or x.dtype != torch.float32}
 
     def parameters(self) -> dict[str, tuple[nn.Parameter, float]]:
         """New parameters at ``learning_rate``, adapters or weights at ``base_learning_rate``."""
@@ -101,7 +111,8 @@ class DistillTrainer:
 
     def updates(self) -> dict[str, Tensor]:
         """New values of the model's parameters, by name: new parameters, and weights trained in full."""
-        return {name: value.detach() for name, value in {**self._new, **self._masters}.items()}
+        full = self._masters if self._stage.trainable == "full" else {}
+        return {name: value.detach() for name, value in {**self._new, **full}.items()}
 
     def changes(self) -> dict[str, Tensor]:
         """What the adapters add to the model's weights, by name."""

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from lineahead.errors import RecipeError
 from lineahead.plugins.augmented_attention.huggingface.layers import ATTRIBUTE
+from lineahead.plugins.augmented_attention.module import AugmentedAttention
 from lineahead.recipes.schema import Stage, TransferStage
 
 Resolved = Literal["fp32", "bf16"]
@@ -63,6 +64,21 @@ def resolve_precision(wanted: Literal["auto", "fp32", "bf16"], device: torch.dev
         return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
     amx = getattr(torch.cpu, "_is_amx_tile_supported", None)
     return "bf16" if device.type == "cpu" and amx is not None and amx() else "fp32"
+
+
+def narrow_products(
+    model: PreTrainedModel, wanted: Literal["auto", "fp32", "bf16"], weights: Resolved
+) -> bool:
+    """Take the operators' products of bfloat16 operands where a recipe wants that and the weights are such.
+
+    Returns:
+        Whether they are; adapters then are bfloat16 too.
+    """
+    narrow = wanted == "bf16" and weights == "bf16"
+    for module in model.modules():
+        if isinstance(module, AugmentedAttention):
+            module.narrow = narrow
+    return narrow
 
 
 def freeze(model: PreTrainedModel, precision: Resolved) -> None:

@@ -28,13 +28,14 @@ class AugmentedAttention(nn.Module):
         query_map, key_map: ``[H, D, M]`` and ``[Hkv, D, M]``; absent when the feature map learns no weights.
         random_map: ``[Hkv, D, M]``, a buffer, saved and never trained; of feature maps whose projection is
             drawn once.
+        narrow: whether the causal form over whole texts takes products of bfloat16 operands, for training.
     """
 
     random_map: Tensor
 
     def __init__(self, settings: AttentionSettings, shape: LayerShape) -> None:
         super().__init__()
-        self.settings, self.shape = settings, shape
+        self.settings, self.shape, self.narrow = settings, shape, False
         if settings.has_both:
             self.alpha = nn.Parameter(
                 torch.full((shape.heads,), INITIAL_LOG_ALPHA if self._log_alpha else 0.0)
@@ -94,7 +95,9 @@ class AugmentedAttention(nn.Module):
             return bidirectional(
                 query, key, value, *self.operands(query), settings=settings, scale=scale, count=count
             )
-        return parallel(query, key, value, *self.operands(query), settings=settings, scale=scale)
+        return parallel(
+            query, key, value, *self.operands(query), settings=settings, scale=scale, narrow=self.narrow
+        )
 
     def scale(self, attention_scale: float) -> float:
         """The multiplier of ``q . k``: the layer's own, or 1 when queries and keys are normalised."""

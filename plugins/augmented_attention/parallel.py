@@ -7,6 +7,7 @@ from torch.nn import functional
 from lineahead.plugins.augmented_attention import feature_maps
 from lineahead.plugins.augmented_attention.blend import blend
 from lineahead.plugins.augmented_attention.local_kernels import LOCAL_KERNELS
+from lineahead.plugins.augmented_attention.products import dot, filtered
 from lineahead.plugins.augmented_attention.schema import AttentionSettings, require_causal
 from lineahead.plugins.augmented_attention.step import normalised, unit, without_autocast
 
@@ -24,6 +25,7 @@ def parallel(
     *,
     settings: AttentionSettings,
     scale: float,
+    narrow: bool = False,
 ) -> Tensor:
     """Causal augmented attention of whole texts from position 0, ``O(N)`` in time and memory.
 
@@ -38,6 +40,7 @@ def parallel(
         key_map: ``[Hkv, D, M]``; likewise.
         settings: the operator's settings.
         scale: multiplier of ``q . k``, in the local kernel (1 there under `local_norm`) and in maps of it.
+        narrow: take the products of bfloat16 operands, except inside feature maps; sums stay float32.
 
     Returns:
         ``[B, H, N, Dv]`` in query's dtype.
@@ -76,20 +79,20 @@ def parallel(
             split(phi(key, key_map.to(compute), scale)),
         )
         if back or settings.pattern == "none":
-            far = q_features @ _local_rows(settings, k_features, back).transpose(-1, -2)
+            far = dot(q_features, _local_rows(settings, k_features, back).mT, narrow=narrow)
             far = torch.where(visible & ~mask, far, zero)
         if settings.sinks:
             kept = (torch.arange(chunks * size, device=query.device) >= settings.sinks).reshape(
                 chunks, size, 1
             )
             k_features = torch.where(kept, k_features, zero)
-        remote = q_features @ _earlier_chunks(k_features.transpose(-1, -2) @ v, back)
+        remote = dot(q_features, _earlier_chunks(dot(k_features.mT, v, narrow=narrow), back), narrow=narrow)
         if settings.has_norm:
-            total = q_features @ _earlier_chunks(k_features.sum(-2), back).unsqueeze(-1)
+            total = dot(q_features, _earlier_chunks(k_features.sum(-2), back).unsqueeze(-1), narrow=narrow)
     if settings.local != "none":
         if settings.local_norm:
             query, key, scale = unit(query, settings.eps), unit(key, settings.eps), 1.0
-        scores = split(query) @ _local_rows(settings, split(key), back).transpose(-1, -2) * scale
+        scores = dot(split(query), _local_rows(settings, split(key), back).mT, narrow=narrow) * scale
         near = torch.where(
             visible & mask, LOCAL_KERNELS.named(settings.local).weigh(scores, visible & mask), zero
         )
@@ -97,12 +100,12 @@ def parallel(
         near, far, remote, total,
         local_scale=per_head(local_scale) if settings.local != "none" else zero,
         alpha=per_head(alpha) if settings.has_state else zero,
-        filters=zero, attend=lambda weights: weights @ v_near, settings=settings,
+        filters=zero, attend=lambda weights: dot(weights, v_near, narrow=narrow), settings=settings,
     )  # fmt: skip
     if settings.conv_taps:
         reach = -(-(settings.conv_taps - 1) // size)
-        filters = _toeplitz(conv.to(compute), size, reach).unflatten(0, (shared, -1)).unsqueeze(2)
-        output = output + filters @ with_previous(v, reach)
+        filters = _toeplitz(conv.to(compute), size, reach).unflatten(0, (shared, -1))
+        output = output + filtered(filters, with_previous(v, reach), narrow=narrow)
     return output.reshape(batch, heads, chunks * size, -1)[:, :, :length].to(dtype)
 
 

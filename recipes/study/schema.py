@@ -43,6 +43,7 @@ class TextTask(Part):
         data: training text.
         files: text files to judge by, by the name that the tables give them.
         context: tokens per window.
+        longer: further windows to judge by; their figures are called ``NAME at TOKENS``.
         tokens: how many tokens of each file are read.
     """
 
@@ -50,6 +51,7 @@ class TextTask(Part):
     data: Data
     files: Annotated[dict[str, str], Field(min_length=1)]
     context: PositiveInt = 512
+    longer: tuple[PositiveInt, ...] = ()
     tokens: PositiveInt = 65536
 
     @model_validator(mode="after")
@@ -57,6 +59,12 @@ class TextTask(Part):
         if self.data.source not in ("files", "dataset"):
             raise ValueError("data names no files and no dataset")
         return self
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """What the perplexities are called: of every text, at every window."""
+        windows = ("", *(f" at {size}" for size in self.longer))
+        return tuple(f"{name}{window}" for name in self.files for window in windows)
 
 
 class LabelTask(Part):
@@ -150,6 +158,8 @@ class Study(Part):
         name: the study's name.
         description: what it is for, how long it takes and on what.
         precision: of the weights while training; ``auto`` takes bfloat16 where that is fast.
+        products: of the operators' products and the adapters, as in a recipe.
+        compile: whether training compiles what it can, as in a recipe; part of no cell's identity.
         checkpoint_seconds: how often a cell saves its progress.
         models: by name.
         tasks: by name.
@@ -159,6 +169,8 @@ class Study(Part):
     name: str = "unnamed"
     description: str = ""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    products: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: bool = False
     checkpoint_seconds: PositiveFloat = 60.0
     models: dict[str, StudyModel]
     tasks: dict[str, Task]

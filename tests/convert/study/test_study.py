@@ -134,6 +134,27 @@ def test_classification_of_separable_texts(study, tmp_path, one_thread):
     assert result.figures["accuracy"] > result.figures["majority"] == 50
 
 
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor:UserWarning"
+)  # torch.compile asks every input
+def test_a_compiled_cell_is_judged_at_every_window(study, tmp_path, one_thread):
+    """Longer windows have tables of their own; compiling changes rounding alone."""
+    task = study().tasks["text"].model_copy(update={"context": 16, "longer": (32,)})
+    tasks = {"text": task.model_dump(mode="json")}
+    folders = {False: tmp_path / "eager", True: tmp_path / "compiled"}
+    found = {}
+    for compiled, folder in folders.items():
+        wanted = study(compile=compiled, tasks=tasks)
+        (found[compiled],) = run_study(Job(study=wanted, folder=folder, device="cpu"), only=["*-augmented"])
+    assert list(found[True].figures) == ["wikitext2", "wikitext2 at 32"]
+    assert found[True].figures == pytest.approx(found[False].figures, rel=1e-3)
+    assert found[True].digest == found[False].digest
+    assert found[True].tokens_per_s
+    page = write_report(wanted, folders[True], command="x").files
+    assert "## gpt2, text: wikitext2 at 32" in page[0].read_text()
+    assert any(path.name == "bars-gpt2-text-wikitext2-at-32.png" for path in page)
+
+
 def test_a_recipe_that_changed_runs_again(job, study):
     run_study(job, only=["gpt2-text-softmax"])
     other = Job(study=study(precision="bf16"), folder=job.folder, device="cpu")

@@ -305,3 +305,35 @@ def test_a_compiled_run_learns_what_an_eager_run_learns(artifact, recipe, weight
     assert [row["loss"] for row in losses(copy)] == pytest.approx(
         [row["loss"] for row in losses(artifact)], rel=1e-4
     )
+
+
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor:UserWarning"
+)  # torch.compile asks every input
+@pytest.mark.parametrize("compiled", [False, True])
+def test_bfloat16_products_and_adapters_learn_alike(artifact, recipe, weights, tmp_path, compiled):
+    """Adapters are updated in float32: a step of 1e-4 is below half a bfloat16 digit of most of them."""
+    stages = {**TRANSFER, "steps": 3}, {**LORA, "steps": 6, "lora": {"r": 4}, "base_learning_rate": 1e-4}
+    copy = tmp_path / "copy"
+    shutil.copytree(artifact, copy)
+    before = weights(artifact)
+    finetune(artifact, recipe(*stages, precision="bf16"), options())
+    finetune(copy, recipe(*stages, precision="bf16", products="bf16", compile=compiled), options())
+    wide, narrow = losses(artifact), losses(copy)
+    assert [row["loss"] for row in narrow] == pytest.approx([row["loss"] for row in wide], rel=0.01)
+    assert [row["loss"] for row in narrow] != [row["loss"] for row in wide]
+    one, other = weights(artifact), weights(copy)
+    for name in (name for name in changed(before, one) if ".lineahead." not in name):
+        moved, found = one[name] - before[name], other[name] - before[name]
+        assert (found - moved).norm() < 0.2 * moved.norm(), name
+
+
+def test_a_killed_run_of_bfloat16_adapters_is_the_same_run(artifact, recipe, weights, tmp_path):
+    recipe_ = recipe(LORA, precision="bf16", products="bf16", checkpoint_seconds=1e-9)
+    copy = tmp_path / "copy"
+    shutil.copytree(artifact, copy)
+    finetune(copy, recipe_, options())
+    with pytest.raises(Killed):
+        finetune(artifact, recipe_, options(on_step=kill_at(7)))
+    finetune(artifact, recipe_, options(resume=True))
+    assert not changed(weights(copy), weights(artifact))
