@@ -3,7 +3,7 @@
 # A table: each row quotes one line of source and its damaged form.
 # ruff: noqa: E501
 
-STEP, STREAM = 1, 2  # which kernel an edit damages; Variant of csrc/cuda/call.h
+STEP, STREAM, PREFILL = 1, 2, 3  # which kernel an edit damages; Variant of csrc/cuda/call.h
 
 # name, kernel, file, old, new
 KERNEL_MUTANTS = (
@@ -33,4 +33,19 @@ KERNEL_MUTANTS = (
     ("features before all products are there", STREAM, "stream_map.cuh", "if (has_projection(s.call.settings.map)) sync_block();", ""),
     ("weights used before they are final", STREAM, "stream_step.cuh", "if (pass == 0) sync_block();", ""),
     ("rows read before they are there", STREAM, "stream_step.cuh", "wait_copies();\n  sync_block();\n  const int row_blocks", "wait_copies();\n  const int row_blocks"),
+    ("rejected rows are committed", PREFILL, "plan.cuh", "largest(least(count, call.accepted), 0)", "call.accepted"),
+    ("a 16-bit part of S missing", PREFILL, "prefill_commit.cuh", "kParts = Shape::kHedge ? kExactParts<T> : 1,", "kParts = 1,"),
+    ("norm of zero rows", PREFILL, "prefill_commit.cuh", "const int count = least(kChunk, plan.fold_end - position);", "const int count = kChunk;"),
+    ("a commit reads keys before they are there", PREFILL, "prefill_commit.cuh", "wait_copies();\n    sync_block();\n    const T *key", "wait_copies();\n    const T *key"),
+    ("a commit folds before features are there", PREFILL, "prefill_commit.cuh", "});\n      sync_block();\n      if (sums)", "});\n      if (sums)"),
+    ("features of what S has", PREFILL, "prefill_map.cuh", "if (is_key && position + r < plan.attended)", "if (false)"),
+    ("half of a softmax", PREFILL, "prefill_map.cuh", "fmaf(own[u].z, up, other.z * __expf(other.x - fmaxf(own[u].x, other.x)))", "own[u].z * up"),
+    ("a window one wider", PREFILL, "prefill_attend.cuh", "if (column(n, e) > row(u) && column(n, e) >= attended)", "if (column(n, e) >= row(u) && column(n, e) >= attended)"),
+    ("a sink twice", PREFILL, "prefill_attend.cuh", "j <= row(u) && c + j >= settings.sinks", "j <= row(u)"),
+    ("sinks fold", PREFILL, "plan.cuh", "plan.attended = largest(folded(settings, plan.total), settings.sinks);", "plan.attended = folded(settings, plan.total);"),
+    ("S of the chunk before", PREFILL, "prefill_attend.cuh", "slice.each([&](float& s, int f, int column) { state()[place(f, column)] = to_tf32(s); });\n    if (!kHedge ||", "if (!kHedge ||"),
+    ("the filter one late", PREFILL, "prefill_attend.cuh", "weight[n][e] += conv[lag];", "weight[n][e] += lag ? conv[lag - 1] : 0;"),
+    ("S is written while it is read", PREFILL, "prefill_attend.cuh", "score_before(turn, c, weight);\n      sync_block();", "score_before(turn, c, weight);"),
+    ("halves meet before both are there", PREFILL, "prefill_attend.cuh", "sync_block();\n      if (half) put_output", "if (half) put_output"),
+    ("raw keys left pending", PREFILL, "prefill_attend.cuh", "unit(key(turn), largest(plan.total - c, 0), kChunk);", "unit(key(turn), largest(plan.total - c, 0), 0);"),
 )  # fmt: skip

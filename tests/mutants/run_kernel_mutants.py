@@ -89,9 +89,9 @@ def main() -> int:
     import_package()
     if arguments.judge:
         return judge(arguments.judge[0], int(arguments.judge[1]))
-    from mutant_kernel_catalogue import KERNEL_MUTANTS, STEP, STREAM
+    from mutant_kernel_catalogue import KERNEL_MUTANTS, PREFILL, STEP, STREAM
 
-    kernels = {STEP: "general", STREAM: "streaming"}
+    kernels = {STEP: "general", STREAM: "streaming", PREFILL: "prefill"}
     chosen = [("", kernel) for kernel in kernels] + [
         one for one in KERNEL_MUTANTS if arguments.only in one[0]
     ]
@@ -104,7 +104,7 @@ def main() -> int:
             wrong += bad
             what = killer or ("passes" if not name else "SURVIVED")
             print(f"{kernels[mutant[1]]:10s} {name or 'whole':40s} {what}", flush=True)
-    print(f"{len(chosen) - 2} defects, {wrong} wrong, {sm}, {time.time() - started:.0f} s")
+    print(f"{len(chosen) - len(kernels)} defects, {wrong} wrong, {sm}, {time.time() - started:.0f} s")
     return int(wrong > 0)
 
 

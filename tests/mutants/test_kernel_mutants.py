@@ -1,7 +1,7 @@
 """The CUDA kernels' tests are worth something only if they fail on damaged kernels; compiled for the CPU."""
 
 import pytest
-from mutant_kernel_catalogue import KERNEL_MUTANTS, STEP, STREAM
+from mutant_kernel_catalogue import KERNEL_MUTANTS, PREFILL, STEP, STREAM
 from mutant_kernel_verdict import verdict
 from operator_kernel_build import build_emulated
 from operator_kernel_call import Kernels
@@ -20,7 +20,7 @@ def shuffled(monkeypatch):
     monkeypatch.setenv("EMULATED_ORDER", "3")
 
 
-@pytest.mark.parametrize("kernel", [STEP, STREAM])
+@pytest.mark.parametrize("kernel", [STEP, STREAM, PREFILL])
 def test_whole_kernels_pass(kernel, tmp_path):
     assert verdict(Kernels(build_emulated(tmp_path)), kernel) is None
 

@@ -2,21 +2,11 @@
 
 import pytest
 import torch
-from operator_kernel_build import build_emulated
-from operator_kernel_call import Kernels
 from operator_kernel_cases import SETTINGS, TOLERANCE, Size, check
 
-from lineahead.plugins.augmented_attention import native
 from lineahead.plugins.augmented_attention.methods import PRESETS
 
 TYPES = tuple(TOLERANCE)
-
-
-@pytest.fixture(scope="module")
-def kernels(tmp_path_factory):
-    if native.find_compiler() is None:
-        pytest.skip("no C++ compiler")
-    return Kernels(build_emulated(tmp_path_factory.mktemp("emulated")))
 
 
 def test_every_causal_preset_is_among_the_settings():

@@ -12,7 +12,7 @@ enum Map : int32_t { kNoMap, kIdentity, kHedgehog, kElu1, kRelu, kPerformer, kRf
 enum Normalizer : int32_t { kNoNormalizer, kDenominator, kL2, kRms };
 enum Scope : int32_t { kAll, kGlobal, kLocal };  // `normalizes`
 enum Type : int32_t { kFloat, kHalf, kBFloat16 };
-enum Variant : int32_t { kAnyVariant, kStep, kStream };  // which kernel, for tests and timing; the launcher chooses for kAnyVariant
+enum Variant : int32_t { kAnyVariant, kStep, kStream, kPrefill };  // which kernel, for tests and timing; the launcher chooses for kAnyVariant
 
 // schema.AttentionSettings and the node's `scale`. `floor` is the property of that name.
 struct Settings {

@@ -24,6 +24,21 @@ __device__ __forceinline__ float shuffle_xor(float x, int mask) { return __shfl_
 __device__ __forceinline__ unsigned ballot(bool vote) { return __ballot_sync(0xffffffffu, vote); }
 __device__ __forceinline__ int bit_count(unsigned bits) { return __popc(bits); }
 
+// Four 8 x 8 blocks of 16-bit numbers: lane i names row i % 8 of block i / 8 and gets two neighbours of row i / 4 of each, or, transposed,
+// of its column i / 4.
+__device__ __forceinline__ void load_matrices(uint32_t (&to)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"((unsigned)__cvta_generic_to_shared(row))
+               : "memory");
+}
+__device__ __forceinline__ void load_matrices_transposed(uint32_t (&to)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"((unsigned)__cvta_generic_to_shared(row))
+               : "memory");
+}
+
 // Start copying 16 bytes to shared memory; `wait_copies` waits for all that this thread started.
 __device__ __forceinline__ void copy_async(void* to, const void* from) {
   const unsigned address = (unsigned)__cvta_generic_to_shared(to);

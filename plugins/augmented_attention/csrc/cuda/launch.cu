@@ -2,6 +2,8 @@
 #include <cstdarg>
 #include <cstdio>
 
+#include "enqueue.cuh"
+#include "prefill.h"
 #include "step.cuh"
 #include "stream_step.cuh"
 
@@ -25,7 +27,7 @@ struct Message {
 constexpr int kInvalid = 1, kUnsupported = 2, kFailed = 3;
 
 size_t workspace_bytes(const Call& call) {
-  return normalizes_rows(call.settings) ? (size_t)2 * 4 * call.batch * call.heads * call.nodes * call.value_dim : 0;
+  return normalizes_rows(call.settings) ? (size_t)2 * 4 * call.batch * call.heads * call.nodes * call.value_dim : prefill_workspace(call);
 }
 
 int check(const Call& call, const Message& fail) {
@@ -65,14 +67,6 @@ const Device* device_limits(int* index) {
     device.processors = processors;
   }
   return &device;
-}
-
-cudaError_t enqueue(const void* kernel, const Call& call, const Layout& layout, dim3 grid, int bytes, cudaStream_t stream) {
-  const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-  if (error != cudaSuccess) return error;
-  int ring = ring_rows(call.settings);
-  void* arguments[] = {const_cast<Call*>(&call), const_cast<Layout*>(&layout), &ring};
-  return cudaLaunchKernel(kernel, grid, dim3(kThreads), arguments, bytes, stream);
 }
 
 template <typename T>
@@ -125,6 +119,11 @@ extern "C" int lineahead_augmented_attention(const Call* call, void* stream, cha
   const Device* device = device_limits(&index);
   if (!device) return fail(kFailed, "no CUDA device");
   const cudaStream_t queue = static_cast<cudaStream_t>(stream);
+  if (serves_prefill(*call, device->shared_memory)) {
+    const cudaError_t error = launch_prefill(*call, queue);
+    return error == cudaSuccess ? 0 : fail(kFailed, "%s", cudaGetErrorString(error));
+  }
+  if (call->variant == kPrefill) return fail(kUnsupported, "the prefill kernels do not serve this call");
   const Layout streaming = call->variant == kStep ? Layout{} : make_stream_layout(*call, *device);
   if (streaming.bytes) {
     const cudaError_t error = call->type == kHalf ? launch_stream<__half>(*call, streaming, queue) : launch_stream<__nv_bfloat16>(*call, streaming, queue);

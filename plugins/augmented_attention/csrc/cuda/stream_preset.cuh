@@ -14,6 +14,8 @@ struct AnyPreset {
 // The presets softmax-hedgehog and augmented, but for window, taps and sinks, with heads of kDim.
 template <Map kMap, int kDim>
 struct FixedPreset {
+  static constexpr Map kFeatureMap = kMap;
+  static constexpr int kHeadDim = kDim;
   __host__ __device__ static void fix(Call& call, Layout& layout) {
     constexpr bool kHedge = kMap == kHedgehog;
     Settings& settings = call.settings;

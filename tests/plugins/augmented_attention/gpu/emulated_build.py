@@ -28,7 +28,7 @@ def build_emulated(folder: Path, *edits: tuple[str, str, str]) -> Path:
         if path.is_file():
             shutil.copy(path, folder)
     library = folder / "libemulated.so"
-    files = ["launch.cu", *(path.name for path in SOURCES.glob("*.cpp")), "emulator.cpp"]
+    files = ["launch.cu", "prefill.cu", *(path.name for path in SOURCES.glob("*.cpp")), "emulator.cpp"]
     command = [native.find_compiler(), "-std=c++17", "-O1", "-fPIC", "-shared", "-w", "-I.", "-x", "c++"]
     subprocess.run([*command, *files, "-o", library], cwd=folder, check=True)
     return library

@@ -51,7 +51,7 @@ LAST_BIT = {torch.float32: 2.0**-22, torch.float16: 2.0**-10, torch.bfloat16: 2.
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """Sizes of one call; `length` are the tokens committed before, per sequence in turn."""
+    """Sizes of one call; `length` are the tokens committed before, per sequence in turn, `accepts` is A."""
 
     batch: int = 2
     heads: int = 4
@@ -60,6 +60,7 @@ class Size:
     value_dim: int = 32
     nodes: int = 5
     pending: int = 6
+    accepts: int = 8
     length: tuple[int, ...] = (70,)
 
 
@@ -96,7 +97,7 @@ def make_case(
         return torch.rand(*sizes, generator=generator) + 0.25
 
     length = torch.tensor([size.length[b % len(size.length)] for b in range(batch)])
-    accepts = min(size.pending, 8)
+    accepts = min(size.pending, size.accepts)
     count = torch.tensor([int(rng.integers(0, accepts + 1)) if b % 3 else accepts for b in range(batch)])
     rows = (
         np.stack([rng.permutation(size.pending)[:accepts] for _ in range(batch)])

@@ -2,7 +2,8 @@
 
     python tests/plugins/augmented_attention/gpu/run_kernels.py [--small] [--only PART] [--library FILE]
 
-`--small` runs a few calls of every setting, for compute-sanitizer. PART is checks, drift or timing.
+`--small` runs a few calls of every setting, for compute-sanitizer. PART is checks, drift, timing or
+prefill (checks and timing of the prefill kernels).
 Needs nvcc and torch.
 """
 
@@ -168,13 +169,14 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--small", action="store_true")
-    parser.add_argument("--only", choices=("checks", "drift", "timing"))
+    parser.add_argument("--only", choices=("checks", "drift", "timing", "prefill"))
     parser.add_argument("--library", type=Path)
     parser.add_argument("--json", type=Path, help="where to write the timings")
     arguments = parser.parse_args()
     import_package()
     from kernel_call import Kernels
     from kernel_timing import time_all
+    from prefill_checks import check_prefill, read_text, time_prefill
 
     kernels = Kernels((arguments.library or build(Path(tempfile.mkdtemp()))).resolve())
     failures = 0
@@ -182,8 +184,11 @@ def main() -> int:
         failures += check_all(kernels, arguments.small)
     if arguments.only in (None, "drift"):
         failures += drift(kernels, 20 if arguments.small else 2000)
-    if arguments.only in (None, "timing") and not arguments.small:
-        timings = time_all(kernels)
+    if arguments.only in (None, "prefill"):
+        failures += check_prefill(kernels, arguments.small)
+        failures += read_text(kernels, 4 if arguments.small else 200)
+    if arguments.only in (None, "timing", "prefill") and not arguments.small:
+        timings = time_prefill(kernels) if arguments.only == "prefill" else time_all(kernels)
         if arguments.json:
             arguments.json.write_text(json.dumps(timings, indent=1) + "\n")
     print("FAILED" if failures else "passed")

@@ -32,6 +32,10 @@ inline void sync_warp() { exchange(0, 0); }
 inline float shuffle_xor(float x, int mask) { return exchange(x, mask); }
 inline unsigned ballot(bool mine) { return vote(mine); }
 inline int bit_count(unsigned bits) { return __builtin_popcount(bits); }
+// Four 8 x 8 blocks of 16-bit numbers, as ldmatrix gives them.
+void read_blocks(uint32_t (&to)[4], const void* row, bool transposed);
+inline void load_matrices(uint32_t (&to)[4], const void* row) { read_blocks(to, row, false); }
+inline void load_matrices_transposed(uint32_t (&to)[4], const void* row) { read_blocks(to, row, true); }
 inline void copy_async(void* to, const void* from) { *static_cast<uint4*>(to) = *static_cast<const uint4*>(from); }
 inline void wait_copies() {}
 inline void prefetch(const void*) {}

@@ -31,6 +31,7 @@ struct Warp {
   Barrier barrier{kLaneCount};
   float value[2][kLaneCount];
   unsigned votes[2] = {};
+  const void* rows[2][kLaneCount];
   uint32_t left[2][kLaneCount][4], right[2][kLaneCount][2];
 };
 
@@ -150,6 +151,24 @@ void warp_product(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t
     }
     sum[i] = total;
   }
+}
+
+void read_blocks(uint32_t (&to)[4], const void* row, bool transposed) {
+  const int lane = current->thread % kLaneCount;
+  Warp& warp = warps[current->thread / kLaneCount];
+  const unsigned half = warp.barrier.turn % 2;
+  warp.rows[half][lane] = row;
+  wait(warp.barrier);
+  for (int block = 0; block < 4; ++block) {
+    const void* const* rows = warp.rows[half] + 8 * block;
+    uint16_t pair[2];
+    for (int i = 0; i < 2; ++i) {
+      const int of = transposed ? lane % 4 * 2 + i : lane / 4, number = transposed ? lane / 4 : lane % 4 * 2 + i;
+      pair[i] = static_cast<const uint16_t*>(rows[of])[number];
+    }
+    std::memcpy(&to[block], pair, 4);
+  }
+  exchange(0, 0);  // nobody writes what others have still to read
 }
 
 unsigned vote(bool mine) {
