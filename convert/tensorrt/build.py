@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lineahead.convert.tensorrt.types import WIDE_MARK
 from lineahead.errors import ExportError
 from lineahead.plugins.step_graph import CALL_INPUTS, LENGTH_IN
 from lineahead.plugins.tensorrt.record import Bucket
@@ -109,28 +110,34 @@ def _configure(trt: Any, config: Any, network: Any, request: BuildRequest) -> No
     config.clear_flag(trt.BuilderFlag.TF32)
     if request.precision == "fp16":
         config.set_flag(trt.BuilderFlag.FP16)
-        config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
-        for i in range(network.num_layers):
-            _constrain(trt, network.get_layer(i))
+        config.set_flag(trt.BuilderFlag.PREFER_PRECISION_CONSTRAINTS)
+        _hold_wide(trt, network, wide_nodes(request.graph))
 
 
-def _constrain(trt: Any, layer: Any) -> None:
-    """Hold a layer of a weakly typed network to the type that TensorRT tells of its output.
+def wide_nodes(graph: Path) -> frozenset[str]:
+    """Names of the nodes that lowering marked as float32 (the mean square of norms and its root)."""
+    import onnx
 
-    TensorRT 8.6 tells float32 of 16-bit constants, casts and products, so arithmetic stays wide (see
-    docs/notes/tensorrt.md, also for what happened with the types of the graph).
+    model = onnx.load(str(graph), load_external_data=False)
+    return frozenset(
+        node.name for node in model.graph.node if any(one.key == WIDE_MARK for one in node.metadata_props)
+    )
+
+
+def _hold_wide(trt: Any, network: Any, names: frozenset[str]) -> None:
+    """Hold layers of a weakly typed network to float32; without it a large activation's square overflows.
+
+    The rest is TensorRT's choice: types held on every layer leave it no implementation, or one in float32
+    throughout (docs/notes/tensorrt.md).
     """
-    floats = (trt.float32, trt.float16)
-    untyped = (trt.LayerType.CONSTANT, trt.LayerType.SHAPE, trt.LayerType.CAST, trt.LayerType.PLUGIN_V2)
-    if layer.type in untyped or layer.num_outputs == 0:
-        return
-    outputs = [layer.get_output(i) for i in range(layer.num_outputs)]
-    inputs = [layer.get_input(i) for i in range(layer.num_inputs)]
-    if any(one is None or one.dtype not in floats or one.is_shape_tensor for one in (*outputs, *inputs[:1])):
-        return
-    layer.precision = outputs[0].dtype
-    for place, one in enumerate(outputs):
-        layer.set_output_type(place, one.dtype)
+    untyped = (trt.LayerType.CONSTANT, trt.LayerType.SHAPE, trt.LayerType.CAST)
+    for i in range(network.num_layers):
+        layer = network.get_layer(i)
+        if layer.name not in names or layer.type in untyped:
+            continue
+        layer.precision = trt.float32
+        for place in range(layer.num_outputs):
+            layer.set_output_type(place, trt.float32)
 
 
 def profile_shapes(
@@ -234,6 +241,6 @@ def trtexec_line(
         words.append("--stronglyTyped")
     else:
         words += ["--noTF32"] + (
-            ["--fp16", "--precisionConstraints=obey"] if request.precision == "fp16" else []
+            ["--fp16", "--precisionConstraints=prefer"] if request.precision == "fp16" else []
         )
     return " ".join(words)

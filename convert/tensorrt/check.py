@@ -16,8 +16,9 @@ from lineahead.plugins.tensorrt.engine import BYTES, Engine, Tensor
 from lineahead.plugins.tensorrt.record import Bucket
 
 INPUT_OF = {"present": "past", "pending_out": "pending"}
-# fp32: 1.3e-5 was measured (stories15M, TensorRT 8.6.1, H100); the others are chosen, not measured.
-BOUND = {"fp32": 2e-4, "fp16": 5e-2, "bf16": 3e-1}
+# Measured with TensorRT 8.6.1 on an H100: fp32 1.3e-5 (stories15M, SmolLM2-135M), fp16 0.021 and 0.062.
+# bf16 is chosen.
+BOUND = {"fp32": 2e-4, "fp16": 1e-1, "bf16": 3e-1}
 
 
 def compare(
