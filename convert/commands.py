@@ -116,6 +116,46 @@ def draft(
     show([one.model_dump(mode="json") for one in manifest.drafts], as_json)
 
 
+@click.command("distill-data")
+@click.argument("model")
+@click.argument("output", type=click.Path(path_type=Path))
+@click.option("--tokens", default=1 << 20, type=click.IntRange(min=1), help="How many to write, at least.")
+@click.option("--sequence-length", default=1024, type=click.IntRange(min=2), help="Tokens of a text.")
+@click.option("--batch-size", default=32, type=click.IntRange(min=1), help="Texts written at once.")
+@click.option("--temperature", default=1.0, type=click.FloatRange(min=0, min_open=True), help="Of sampling.")
+@click.option("--top-p", default=0.95, type=click.FloatRange(min=0, max=1, min_open=True), help="Nucleus.")
+@click.option("--prompts", multiple=True, help="What texts begin with: a line each, or JSON lines.")
+@click.option("--seed", default=0, help="Of sampling.")
+@click.option(
+    "--precision", default="auto", type=click.Choice(("auto", "fp32", "bf16")), help="Of the weights."
+)
+@click.option("--device", type=DEVICE, help="Where to sample [default: the GPU, if any].")
+@json_option
+def distill_data(
+    model: str,
+    output: Path,
+    prompts: tuple[str, ...],
+    seed: int,
+    precision: Any,
+    device: str | None,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Let the checkpoint MODEL write training text into OUTPUT (.jsonl or .jsonl.gz); a killed run goes on.
+
+    MODEL is as SOURCE of `lineahead convert`; a recipe then reads the file: data.files=[OUTPUT].
+    """
+    from lineahead.convert.drafts.distill_data import write_samples
+    from lineahead.convert.training.progress import stderr_progress
+    from lineahead.recipes.schema import Samples
+
+    samples = Samples(prompts=prompts, **settings)
+    found = write_samples(
+        model, output, samples, seed=seed, precision=precision, device=device, progress=stderr_progress()
+    )
+    show({"file": str(found.file), "texts": found.texts, "tokens": found.tokens}, as_json)
+
+
 @click.group()
 def export() -> None:
     """Write graphs of an artifact."""
@@ -138,4 +178,4 @@ def onnx(artifact: Path, precisions: tuple[str, ...], opset: int | None, as_json
 
 
 export.add_command(tensorrt)
-COMMANDS: tuple[click.Command, ...] = (convert, finetune, architectures, draft, export)
+COMMANDS: tuple[click.Command, ...] = (convert, finetune, architectures, draft, distill_data, export)
