@@ -37,6 +37,12 @@ def bench() -> None:
 @click.option("--context", "contexts", multiple=True, type=int, help="Context length (may be repeated).")
 @click.option("--ignore-position-limit", is_flag=True, help="Time contexts past the position limit.")
 @click.option("--precision", "precisions", multiple=True, type=PRECISION, help="Graph to measure.")
+@click.option(
+    "--backend",
+    type=click.Choice(("onnxruntime", "tensorrt")),
+    default="onnxruntime",
+    help="What runs the graph.",
+)
 @click.option("--threads", default=2, help="Threads of every program measured.")
 @click.option("--text", type=click.Path(path_type=Path), help="Text that fills the context.")
 @click.option(

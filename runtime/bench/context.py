@@ -78,8 +78,9 @@ class Walk:
     def read_to(self, position: int) -> float:
         """Prefill until `position`; returns the seconds it took."""
         seconds = 0.0
+        chunk = min(PREFILL_CHUNK, self._session.chunk)
         while self._at < position:
-            count = min(PREFILL_CHUNK, position - self._at)
+            count = min(chunk, position - self._at)
             seconds += self.step(count, count)
         return seconds
 

@@ -1,10 +1,67 @@
 """What a measurement ran on, and the memory that it took."""
 
+import os
 import platform
 import re
 from pathlib import Path
+from typing import Any
 
-from lineahead.errors import InputError
+from lineahead.errors import ArtifactError, InputError
+from lineahead.plugins.tensorrt.record import FOLDER, VERIFIER, engine_name
+from lineahead.runtime.artifact import Artifact
+from lineahead.runtime.bench.bandwidth import read_bandwidth_gb_s
+
+TENSORRT = "tensorrt"
+
+
+def machine(threads: int, backend: str) -> dict[str, Any]:
+    """The processor and what its memory gives; for TensorRT the GPU and what a copy there moves, too.
+
+    Args:
+        threads: of the measurement.
+        backend: ``onnxruntime`` or ``tensorrt``.
+
+    Raises:
+        BackendError: when a GPU is wanted and there is none.
+    """
+    found: dict[str, Any] = {
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "read_bandwidth_gb_s": read_bandwidth_gb_s(threads),
+    }
+    if backend == TENSORRT:
+        from lineahead.plugins.tensorrt.cuda import CudaDevice
+        from lineahead.runtime.bench.tensorrt_process import copy_bandwidth
+
+        device = CudaDevice()
+        found |= {"gpu": device.name, "copy_bandwidth_gb_s": copy_bandwidth(device) / 1e9}
+    return found
+
+
+def graph_bytes(artifact: Artifact, precision: str, backend: str) -> int:
+    """Bytes of a graph with its weights, which a step reads once.
+
+    Args:
+        artifact: the folder.
+        precision: of the graph.
+        backend: ``onnxruntime`` or ``tensorrt``: the graph that this machine's engine was parsed from.
+
+    Raises:
+        ArtifactError: when there is none.
+    """
+    graph = _engine_graph(artifact, precision) if backend == TENSORRT else artifact.graph(precision)
+    return sum(file.stat().st_size for file in graph.parent.glob(f"{graph.name}*"))
+
+
+def _engine_graph(artifact: Artifact, precision: str) -> Path:
+    graphs = sorted((artifact.folder / FOLDER).glob(f"*/{engine_name(VERIFIER, precision)}"))
+    if not graphs:
+        raise ArtifactError(
+            f"{artifact.folder}: no {precision} engine",
+            hint=f"Run `lineahead export tensorrt {artifact.folder} --precision {precision}`.",
+        )
+    return graphs[0].with_suffix(".onnx")
 
 
 def processor() -> str:

@@ -1,6 +1,5 @@
 """The whole benchmark of one artifact, and what its ratios are."""
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,10 +8,9 @@ from typing import Any
 from lineahead.errors import InputError
 from lineahead.runtime.artifact import read_artifact
 from lineahead.runtime.backends.ort_library import share_threads
-from lineahead.runtime.bench.bandwidth import read_bandwidth_gb_s
 from lineahead.runtime.bench.baselines import Baseline, llama_cpp, transformers_fp32
 from lineahead.runtime.bench.context import decode_cost, verify_cost
-from lineahead.runtime.bench.machine import processor
+from lineahead.runtime.bench.machine import graph_bytes, machine
 from lineahead.runtime.bench.prompts import read_prompts
 from lineahead.runtime.bench.speculation import speculation
 from lineahead.runtime.drafters import Drafter, LookupDrafter
@@ -30,7 +28,8 @@ class BenchRequest:
     Attributes:
         contexts: tokens before the timed steps; when empty, those of CONTEXTS that fit the positions.
         ignore_position_limit: time contexts past the length that the model's positions were made for.
-        precisions: exported graphs to measure.
+        precisions: exported graphs, or engines, to measure.
+        backend: ``onnxruntime`` or ``tensorrt``.
         threads: threads of every program measured.
         text: tokens are read from this text; the prompts, when None.
         prompts: file of prompts for speculation: lines, or JSON lines with ``prompt``, ``text`` or ``turns``.
@@ -51,6 +50,7 @@ class BenchRequest:
     contexts: tuple[int, ...] = ()
     ignore_position_limit: bool = False
     precisions: tuple[str, ...] = ("fp32",)
+    backend: str = "onnxruntime"
     threads: int = 2
     text: Path | None = None
     prompts: Path | None = None
@@ -79,7 +79,7 @@ class BenchReport:
     """What was measured.
 
     Attributes:
-        machine: processor, threads, measured read bandwidth.
+        machine: processor, threads, measured read bandwidth; of a GPU, its name and what a copy there moves.
         decode: by precision: implementation, weight bytes, cost by context, prefill rate, achieved GB/s.
         verify: by precision: cost of verifying several nodes.
         speculation: by precision: plain rate and every drafter.
@@ -102,7 +102,7 @@ class BenchReport:
 def bench(
     folder: Path, request: BenchRequest, *, progress: Callable[[str], None] = lambda message: None
 ) -> BenchReport:
-    """Measure one artifact on ONNX Runtime, and the baselines beside it, in one run.
+    """Measure one artifact on one backend, and the baselines beside it, in one run.
 
     Args:
         folder: artifact with exported graphs.
@@ -111,22 +111,25 @@ def bench(
 
     Raises:
         ArtifactError: when a graph is missing.
-        BackendError: when a baseline fails.
+        BackendError: when a baseline fails, or the backend is not usable here.
         InputError: when the prompts cannot be read, or a context is beyond the model's positions.
     """
     read_artifact(folder).require_decoder("bench")
     if request.draft_model is not None:
         share_threads(request.threads)
-    report = BenchReport(machine=_machine(request.threads))
+    report = BenchReport(machine=machine(request.threads, request.backend))
     tokens: list[int] = []
     for precision in request.precisions:
         progress(f"{precision}: loading")
-        generator = Generator.load(folder, precision=precision, threads=request.threads)
+        generator = Generator.load(
+            folder, backend=request.backend, precision=precision, threads=request.threads
+        )
         limit = generator.position_limit(ignore=request.ignore_position_limit)
         request = replace(request, contexts=chosen_contexts(limit, request))
         tokens = tokens or _text(generator, request)
         report.decode[precision] = _decode(generator, folder, precision, tokens, request, progress)
-        widths = verify_cost(generator.session, tokens, WIDTHS, context=min(1024, max(request.contexts)))
+        fitting = [width for width in WIDTHS if width <= generator.session.chunk]
+        widths = verify_cost(generator.session, tokens, fitting, context=min(1024, max(request.contexts)))
         report.verify[precision] = [cost.as_dict() for cost in widths]
         if request.prompts is not None:
             report.speculation[precision] = _speculation(generator, request, progress)
@@ -155,15 +158,6 @@ def chosen_contexts(limit: int | None, request: BenchRequest) -> tuple[int, ...]
     return request.contexts
 
 
-def _machine(threads: int) -> dict[str, Any]:
-    return {
-        "processor": processor(),
-        "cores": os.cpu_count(),
-        "threads": threads,
-        "read_bandwidth_gb_s": read_bandwidth_gb_s(threads),
-    }
-
-
 def _text(generator: Generator, request: BenchRequest) -> list[int]:
     if request.text is not None:
         if not request.text.is_file():
@@ -189,8 +183,7 @@ def _decode(
         samples=request.samples,
         progress=lambda message: progress(f"{precision}: {message}"),
     )
-    graph = read_artifact(folder).graph(precision)
-    weights = sum(file.stat().st_size for file in graph.parent.glob(f"{graph.stem}.onnx*"))
+    weights = graph_bytes(read_artifact(folder), precision, request.backend)
     fastest = min(cost.median_ms for cost in costs)
     return {
         "implementation": generator.session.info.implementation,

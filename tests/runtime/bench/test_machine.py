@@ -1,0 +1,31 @@
+"""What a measurement says of its machine and its graph."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from lineahead.errors import ArtifactError
+from lineahead.runtime.bench.machine import graph_bytes
+
+
+def artifact(folder):
+    return SimpleNamespace(
+        folder=folder, graph=lambda precision: folder / "onnx" / f"verifier_{precision}.onnx"
+    )
+
+
+def test_a_graph_is_counted_with_its_weights(tmp_path):
+    engines, graphs = tmp_path / "tensorrt" / "sm_90-8.6.1", tmp_path / "onnx"
+    for folder in (engines, graphs):
+        folder.mkdir(parents=True)
+    (engines / "verifier_fp16.engine").write_bytes(b"x" * 1000)
+    for folder, size in ((engines, 3), (graphs, 50)):
+        (folder / "verifier_fp16.onnx").write_bytes(b"x" * size)
+        (folder / "verifier_fp16.onnx.data").write_bytes(b"x" * size * 10)
+    assert graph_bytes(artifact(tmp_path), "fp16", "tensorrt") == 33
+    assert graph_bytes(artifact(tmp_path), "fp16", "onnxruntime") == 550
+
+
+def test_an_engine_that_is_missing_is_named(tmp_path):
+    with pytest.raises(ArtifactError, match="no fp16 engine"):
+        graph_bytes(artifact(tmp_path), "fp16", "tensorrt")
