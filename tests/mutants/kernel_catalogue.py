@@ -40,7 +40,7 @@ KERNEL_MUTANTS = (
     ("a commit folds before features are there", PREFILL, "prefill_commit.cuh", "});\n      sync_block();\n      if (sums)", "});\n      if (sums)"),
     ("features of what S has", PREFILL, "prefill_map.cuh", "if (is_key && position + r < plan.attended)", "if (false)"),
     ("half of a softmax", PREFILL, "prefill_map.cuh", "fmaf(own[u].z, up, other.z * __expf(other.x - fmaxf(own[u].x, other.x)))", "own[u].z * up"),
-    ("a window one wider", PREFILL, "prefill_attend.cuh", "if (column(n, e) > row(u) && column(n, e) >= attended)", "if (column(n, e) >= row(u) && column(n, e) >= attended)"),
+    ("a window one wider", PREFILL, "prefill_attend.cuh", "if (column(n, e) <= row(u))\n            total", "if (column(n, e) < row(u))\n            total"),
     ("a sink twice", PREFILL, "prefill_attend.cuh", "j <= row(u) && c + j >= settings.sinks", "j <= row(u)"),
     ("sinks fold", PREFILL, "plan.cuh", "plan.attended = largest(folded(settings, plan.total), settings.sinks);", "plan.attended = folded(settings, plan.total);"),
     ("S of the chunk before", PREFILL, "prefill_attend.cuh", "slice.each([&](float& s, int f, int column) { state()[place(f, column)] = to_tf32(s); });\n    if (!kHedge ||", "if (!kHedge ||"),

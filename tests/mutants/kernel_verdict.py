@@ -1,5 +1,6 @@
 """What a damaged CUDA kernel is asked: the first case that fails, on the GPU or emulated."""
 
+import dataclasses
 import itertools
 from typing import Any
 
@@ -33,10 +34,12 @@ def verdict(kernels: Any, kernel: int, *, device: str = "cpu") -> str | None:
 
 def _verdict_of_prefill(kernels: Any, device: str) -> str | None:
     options = {"dtype": torch.float16, "variant": PREFILL, "chain": True, "in_place": True, "device": device}
-    for name, (nodes, length, pending) in itertools.product(FIRST[:2], ((150, 62, 70), (66, 1, 1))):
+    calls = (0, 150, 62, 70), (32, 66, 1, 1), (0, 66, 1, 1)
+    for name, (taps, nodes, length, pending) in itertools.product(FIRST[:2], calls):
+        settings = dataclasses.replace(SETTINGS[name], conv_taps=taps)
         sizes = {"nodes": nodes, "length": (length, 2), "pending": pending, "accepts": pending}
         try:
-            check(kernels, SETTINGS[name], Size(dim=64, value_dim=64, **sizes), **options)
+            check(kernels, settings, Size(dim=64, value_dim=64, **sizes), **options)
         except (AssertionError, RuntimeError) as error:
             return f"{name}, {nodes} nodes: {str(error).splitlines()[0][:80]}"
     return None

@@ -72,18 +72,32 @@ def test_any_order_of_threads_gives_the_same_bits(name, kernels, monkeypatch):
         assert torch.equal(found[0][port], found[1][port]), port
 
 
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("nodes", [1, 17])
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_tree_after_a_long_chain(name, nodes, in_place, kernels, monkeypatch):
+    """More rows to commit than the streaming kernel takes: they are committed apart."""
+    monkeypatch.setenv("EMULATED_ORDER", "3")
+    size = Size(
+        nodes=nodes, pending=200, accepts=200, length=(62, 0), heads=4, kv_heads=2, dim=64, value_dim=64
+    )
+    index = (torch.int64, torch.int32)[in_place]
+    options = {"dtype": TYPES[nodes % 2], "seed": nodes, "in_place": in_place, "index": index}
+    check(kernels, SETTINGS[name], size, variant=PREFILL, **options)
+
+
 @pytest.mark.parametrize(
-    ("change", "dim", "dtype", "chain"),
+    ("change", "dim", "dtype"),
     [
-        ({}, 64, torch.float16, False),
-        ({}, 64, torch.float32, True),
-        ({}, 32, torch.float16, True),
-        ({"window": 32}, 64, torch.float16, True),
-        ({"conv_taps": 65}, 64, torch.float16, True),
-        ({"sinks": 9}, 64, torch.float16, True),
-        ({"pattern": "grouped"}, 64, torch.float16, True),
+        ({}, 64, torch.float32),
+        ({}, 32, torch.float16),
+        ({"window": 32}, 64, torch.float16),
+        ({"conv_taps": 65}, 64, torch.float16),
+        ({"sinks": 9}, 64, torch.float16),
+        ({"pattern": "grouped"}, 64, torch.float16),
     ],
 )
+@pytest.mark.parametrize("chain", [False, True])
 def test_other_calls_are_refused(change, dim, dtype, chain, kernels):
     settings = dataclasses.replace(SETTINGS["softmax-hedgehog"], **change)
     size = Size(nodes=65, pending=0, dim=dim, value_dim=dim)

@@ -119,11 +119,16 @@ extern "C" int lineahead_augmented_attention(const Call* call, void* stream, cha
   const Device* device = device_limits(&index);
   if (!device) return fail(kFailed, "no CUDA device");
   const cudaStream_t queue = static_cast<cudaStream_t>(stream);
-  if (serves_prefill(*call, device->shared_memory)) {
-    const cudaError_t error = launch_prefill(*call, queue);
-    return error == cudaSuccess ? 0 : fail(kFailed, "%s", cudaGetErrorString(error));
+  const PrefillPart part = prefill_part(*call, device->shared_memory);
+  Call rest = *call;
+  if (part != PrefillPart::kNone) {
+    const cudaError_t error = part == PrefillPart::kAll ? launch_prefill(*call, queue) : launch_commit(rest, queue);
+    if (error != cudaSuccess) return fail(kFailed, "%s", cudaGetErrorString(error));
+    if (part == PrefillPart::kAll) return 0;
+    call = &rest;
+  } else if (call->variant == kPrefill) {
+    return fail(kUnsupported, "the prefill kernels do not serve this call");
   }
-  if (call->variant == kPrefill) return fail(kUnsupported, "the prefill kernels do not serve this call");
   const Layout streaming = call->variant == kStep ? Layout{} : make_stream_layout(*call, *device);
   if (streaming.bytes) {
     const cudaError_t error = call->type == kHalf ? launch_stream<__half>(*call, streaming, queue) : launch_stream<__nv_bfloat16>(*call, streaming, queue);

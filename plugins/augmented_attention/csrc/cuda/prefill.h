@@ -7,14 +7,18 @@
 
 namespace lineahead::cuda {
 
-// Whether they are for such a call on a device of that much shared memory: `chain`, more nodes than one call of the other kernels
-// takes, and the presets softmax-hedgehog or augmented with windows of 64 and heads of 64 or 128. kPrefill asks for them with any
-// number of nodes.
-bool serves_prefill(const Call& call, int shared_memory);
+// Which of them a call gets: all for a chain of more nodes than one call of the other kernels takes; the commit alone where more rows
+// may be accepted than that, as after such a chain. kPrefill asks for all, or, without `chain`, for the commit. Only the presets
+// softmax-hedgehog and augmented have them, with windows of 64 and heads of 64 or 128.
+enum class PrefillPart { kNone, kCommit, kAll };
+PrefillPart prefill_part(const Call& call, int shared_memory);
 
 // Bytes of workspace, whatever the device.
 size_t prefill_workspace(const Call& call);
 
 cudaError_t launch_prefill(const Call& call, cudaStream_t stream);
+
+// Enqueue the commit; `call` is then what is left to do, with nothing pending.
+cudaError_t launch_commit(Call& call, cudaStream_t stream);
 
 }  // namespace lineahead::cuda

@@ -94,11 +94,17 @@ __global__ void __launch_bounds__(kThreads, 1) commit_kernel(const Call given, c
   commit_state<kMap, kDim, T>(call, ring);
 }
 
-// The window after the commit; a block takes `slice` columns of one head.
-template <typename T>
+// The window after the commit; a block takes `slice` columns of one head. kLengths: the new lengths go to the workspace.
+template <bool kLengths, typename T>
 __global__ void __launch_bounds__(kThreads) window_kernel(const Call call, const Layout layout, int ring) {
   pass_unused(call);
   const Block<T> block(call, layout, ring);
+  if (thread_index() == 0 && block.slice == 0 && block.g == 0 && kLengths) {
+    if (call.index_bytes == 8)
+      static_cast<long long*>(call.workspace)[block.b] = block.plan.total;
+    else
+      static_cast<int*>(call.workspace)[block.b] = block.plan.total;
+  }
   write_window(block, block.keys, call.window_key_out, block.value_start, block.values);
   write_window(block, block.values_at, call.window_value_out, block.value_start, block.values);
 }
