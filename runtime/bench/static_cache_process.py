@@ -1,7 +1,8 @@
 """Baseline, its own process on a GPU: a softmax model of transformers, static cache, one CUDA graph a step.
 
 ``python -m lineahead.runtime.bench.static_cache_process REQUEST.json`` prints one JSON object. The request is
-``{"models": {"7B": {"hidden_size": 4096, ...}}, "calls": [["7B", batch, context], ...], "repeats": 20}``.
+``{"models": {"7B": {"hidden_size": 4096, ...}}, "calls": [["7B", batch, context], ...], "repeats": 20}``, and
+``"prompts": [["7B", tokens], ...]`` for the time of reading a prompt in one call.
 Weights are random, since only time is asked for; attention goes over the whole cache, as long as the context.
 """
 
@@ -64,6 +65,19 @@ def step_ms(torch: Any, model: Any, cache_type: Any, batch: int, context: int, r
     return median_ms(torch, graph.replay, repeats)
 
 
+def prompt_ms(torch: Any, model: Any, tokens: int, repeats: int) -> float:
+    """Milliseconds of reading `tokens` tokens in one call, no cache kept, logits of the last."""
+    ids = torch.randint(model.config.vocab_size, (1, tokens), device="cuda")
+
+    def read() -> Any:
+        return model(ids, use_cache=False, logits_to_keep=1).logits
+
+    with torch.no_grad():
+        read()
+        torch.cuda.synchronize()
+        return median_ms(torch, read, repeats)
+
+
 def main() -> None:
     """Read the request and print ``{device, torch, transformers, copy_bytes_per_second, calls}``."""
     import torch
@@ -93,6 +107,12 @@ def main() -> None:
             found.append(one)
             print(one, file=sys.stderr, flush=True)
             torch.cuda.empty_cache()
+        for which, tokens in request.get("prompts", []):
+            if which == name:
+                found.append(
+                    {"model": name, "prompt": tokens, "prompt_ms": prompt_ms(torch, model, tokens, 5)}
+                )
+                print(found[-1], file=sys.stderr, flush=True)
         del model
         torch.cuda.empty_cache()
     print(
