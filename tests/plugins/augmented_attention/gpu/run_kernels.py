@@ -1,6 +1,6 @@
 """Build the CUDA kernels for this machine's GPU, compare them with step.step in float64, then time them.
 
-    python tests/plugins/augmented_attention/gpu/run_kernels.py [--small] [--only PART] [--library FILE]
+    python tests/plugins/augmented_attention/gpu/run_kernels.py [--small] [--only PART] [--setting NAME] [--library FILE]
 
 `--small` runs a few calls of every setting, for compute-sanitizer. PART is checks, drift, timing or
 prefill (checks and timing of the prefill kernels).
@@ -58,13 +58,13 @@ def build(folder: Path) -> Path:
     return library
 
 
-def check_all(kernels, small: bool) -> int:
+def check_all(kernels, small: bool, chosen: list[str]) -> int:
     """Every setting with every type, head size, node count and context length; returns how many failed."""
     from kernel_cases import SETTINGS, TOLERANCE, Size, check
 
     failures, worst, started, calls = 0, {}, time.time(), 0
     for seed, (name, dtype, dim) in enumerate(
-        itertools.product(SETTINGS, TOLERANCE, (32, 64) if small else DIMS)
+        itertools.product(chosen or SETTINGS, TOLERANCE, (32, 64) if small else DIMS)
     ):
         for nodes in (1, 5, 17) if small else NODES:
             if small and (seed + nodes) % 3:
@@ -100,7 +100,7 @@ def check_all(kernels, small: bool) -> int:
     print(
         f"\n{calls} calls, {failures} failed, {time.time() - started:.0f} s; largest relative output error:"
     )
-    for name in SETTINGS:
+    for name in chosen or SETTINGS:
         errors = (f"{str(t)[6:]} {worst.get((name, t), float('nan')):.1e}" for t in TOLERANCE)
         print(f"  {name:20s} " + "  ".join(errors), flush=True)
     return failures
@@ -170,6 +170,7 @@ def main() -> int:
     )
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--only", choices=("checks", "drift", "timing", "prefill"))
+    parser.add_argument("--setting", action="append", default=[], help="Check these settings (repeatable).")
     parser.add_argument("--library", type=Path)
     parser.add_argument("--json", type=Path, help="where to write the timings")
     arguments = parser.parse_args()
@@ -181,7 +182,7 @@ def main() -> int:
     kernels = Kernels((arguments.library or build(Path(tempfile.mkdtemp()))).resolve())
     failures = 0
     if arguments.only in (None, "checks"):
-        failures += check_all(kernels, arguments.small)
+        failures += check_all(kernels, arguments.small, arguments.setting)
     if arguments.only in (None, "drift"):
         failures += drift(kernels, 20 if arguments.small else 2000)
     if arguments.only in (None, "prefill"):
