@@ -1,6 +1,6 @@
 """Build the CUDA kernels for this machine's GPU, compare them with step.step in float64, then time them.
 
-    python tests/plugins/augmented_attention/gpu/run_kernels.py [--small] [--only PART] [--setting NAME] [--library FILE]
+    python tests/plugins/augmented_attention/gpu/run_kernels.py [--small] [--only PART] [--library FILE]
 
 `--small` runs a few calls of every setting, for compute-sanitizer. PART is checks, drift, timing or
 prefill (checks and timing of the prefill kernels).
@@ -170,7 +170,7 @@ def main() -> int:
     )
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--only", choices=("checks", "drift", "timing", "prefill"))
-    parser.add_argument("--setting", action="append", default=[], help="Check these settings (repeatable).")
+    parser.add_argument("--setting", action="append", default=[], help="check this one (repeatable)")
     parser.add_argument("--library", type=Path)
     parser.add_argument("--json", type=Path, help="where to write the timings")
     arguments = parser.parse_args()
