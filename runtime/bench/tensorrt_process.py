@@ -1,8 +1,9 @@
 """Time of a step of a TensorRT engine by batch, nodes and context, and the share of every layer.
 
 ``python -m lineahead.runtime.bench.tensorrt_process ENGINE LIBRARY REQUEST.json`` prints one JSON object. The
-request is ``{"calls": [[batch, nodes, context], ...], "repeats": 30}``. Any engine of a step graph will do:
-the state is random, and so may be the weights.
+request is ``{"calls": [[batch, nodes, context], ...], "repeats": 30}``; a fourth number says how many nodes
+of the call before were accepted (1). Any engine of a step graph will do: the state is random, and so may be
+the weights.
 """
 
 import json
@@ -74,19 +75,29 @@ class StepBench:
         memory.nodes = nodes
         return memory
 
-    def measure(self, batch: int, nodes: int, context: int, repeats: int) -> dict[str, Any]:
+    def measure(
+        self, batch: int, nodes: int, context: int, accepted: int = 1, *, repeats: int
+    ) -> dict[str, Any]:
         """Milliseconds of a step, of its CUDA graph alone, and of each layer.
+
+        Args:
+            batch: sequences.
+            nodes: of each.
+            context: tokens that they have.
+            accepted: nodes of the call before, a chain as long as this one, that the step commits.
+            repeats: timed runs.
 
         Raises:
             StopIteration: when the engine has no such bucket.
         """
         place = next(i for i, one in enumerate(self._buckets) if (one.batch, one.nodes) == (batch, nodes))
-        sizes = Sizes(engine=0, profile=place, batch=batch, nodes=nodes, results=nodes, pending=nodes)
+        results = self._buckets[place].results
+        sizes = Sizes(engine=0, profile=place, batch=batch, nodes=nodes, results=results, pending=nodes)
         step = Step(
             self.device,
             self._engine,
             self._memory(batch, nodes),
-            Results(self.device, batch, nodes, self._widths),
+            Results(self.device, batch, results, self._widths),
             sizes=sizes,
             side=0,
             choice=self._choice,
@@ -94,9 +105,9 @@ class StepBench:
         call = {
             "input_ids": self._random.integers(0, self._widths[0], (batch, nodes)),
             "ancestors": np.broadcast_to(np.tri(nodes, dtype=np.bool_), (batch, nodes, nodes)),
-            "output_index": np.tile(np.arange(nodes), (batch, 1)),
-            "accept_index": np.zeros((batch, 1), np.int64),
-            "accept_count": np.ones(batch, np.int64),
+            "output_index": np.tile(np.arange(results), (batch, 1)),
+            "accept_index": np.tile(np.arange(accepted), (batch, 1)),
+            "accept_count": np.full(batch, accepted, np.int64),
             LENGTH_IN: np.full(batch, context, np.int64),
         }
         for _ in range(5):
@@ -110,7 +121,7 @@ class StepBench:
         layers = step.layer_times()
         plugin = sum(ms for name, ms in layers.items() if is_operator(name))
         return {
-            "batch": batch, "nodes": nodes, "context": context,
+            "batch": batch, "nodes": nodes, "context": context, "accepted": accepted,
             "graph_ms": statistics.median(graph), "step_ms": statistics.median(whole),
             "layers_ms": sum(layers.values()), "plugin_ms": plugin,
             "slowest": dict(sorted(layers.items(), key=lambda one: -one[1])[:12]), "layers": len(layers),
@@ -144,8 +155,8 @@ def main() -> None:
     engine = TensorRTEngine(path.read_bytes(), device, trt=trt, log=trt_logger(trt))
     bench = StepBench(engine, device, LibraryChoice(library), buckets_of(engine))
     found = []
-    for batch, nodes, context in request["calls"]:
-        found.append(bench.measure(batch, nodes, context, int(request["repeats"])))
+    for call in request["calls"]:
+        found.append(bench.measure(*call, repeats=int(request["repeats"])))
         print(
             {key: value for key, value in found[-1].items() if key != "slowest"}, file=sys.stderr, flush=True
         )

@@ -7,7 +7,11 @@ from lineahead.plugins.tensorrt.record import Bucket
 from lineahead.runtime.artifact import read_artifact
 from lineahead.runtime.bench.tensorrt_process import StepBench, is_operator
 
-BUCKETS = [Bucket(batch=1, nodes=1, results=1), Bucket(batch=2, nodes=5, results=5)]
+BUCKETS = [
+    Bucket(batch=1, nodes=1, results=1),
+    Bucket(batch=2, nodes=5, results=5),
+    Bucket(batch=1, nodes=9, results=4),
+]
 
 
 @pytest.fixture(scope="module")
@@ -18,9 +22,9 @@ def bench(artifact, tensorrt_fakes, tmp_path_factory):
     return StepBench(tensorrt_fakes.Engine(path, device), device, tensorrt_fakes.Choice(), BUCKETS)
 
 
-@pytest.mark.parametrize(("batch", "nodes", "context"), [(1, 1, 1024), (2, 5, 131072)])
-def test_a_call_is_timed_by_its_graph_and_its_layers(bench, batch, nodes, context):
-    found = bench.measure(batch, nodes, context, 3)
+@pytest.mark.parametrize("call", [(1, 1, 1024), (2, 5, 131072), (2, 5, 1024, 5), (1, 9, 64, 9)])
+def test_a_call_is_timed_by_its_graph_and_its_layers(bench, call):
+    found = bench.measure(*call, repeats=3)
     assert found["graph_ms"] == 2.0  # one launch, as the fake counts
     assert found["step_ms"] > 0
     assert (found["plugin_ms"], found["layers_ms"]) == (2.0, 5.0)
@@ -29,7 +33,7 @@ def test_a_call_is_timed_by_its_graph_and_its_layers(bench, batch, nodes, contex
 
 def test_a_bucket_that_the_engine_lacks_is_refused(bench):
     with pytest.raises(StopIteration):
-        bench.measure(4, 1, 1024, 3)
+        bench.measure(4, 1, 1024, repeats=3)
 
 
 def test_layers_of_the_plugin_are_told_from_others():
