@@ -20,10 +20,11 @@ from lineahead.convert.checkpoint import (
 )
 from lineahead.convert.drafts.self_data import sample_tokens
 from lineahead.convert.training.compiled import compile_parts
-from lineahead.convert.training.data import Batches, Tokens, load_tokens, save_tokens, text_tokens
+from lineahead.convert.training.data import Tokens, load_tokens, save_tokens, text_tokens
 from lineahead.convert.training.devices import accelerate_on
 from lineahead.convert.training.distill import DistillTrainer
 from lineahead.convert.training.loop import Run, Trainer, resume_position, train
+from lineahead.convert.training.packed import batches_of
 from lineahead.convert.training.progress import Progress, Silent, stderr_progress
 from lineahead.convert.training.transfer import TransferTrainer
 from lineahead.convert.training.weights import (
@@ -36,6 +37,7 @@ from lineahead.convert.training.weights import (
 )
 from lineahead.convert.training.workspace import Workspace, open_workspace
 from lineahead.errors import RecipeError, TrainingError
+from lineahead.plugins.augmented_attention.huggingface.modeling import layers_of
 from lineahead.recipes.kind import kind_of, require_decoder
 from lineahead.recipes.manifest import Manifest, Training, read_manifest
 from lineahead.recipes.schema import DistillStage, Recipe, Stage
@@ -230,11 +232,13 @@ def _train_stage(job: _Job, index: int, tokens: Tokens) -> _Trained:
         stage=stage,
         index=index,
         trainer=trainer,
-        batches=Batches(
-            tokens=tokens,
-            sequence_length=stage.sequence_length,
-            batch_size=stage.batch_size,
+        batches=batches_of(
+            job.recipe.data,
+            tokens,
+            stage,
             seed=seed + index,
+            layers=layers_of(model.config),
+            separator=load_tokenizer(job.artifact).eos_token_id,
         ),
         folder=job.workspace.folder,
         accelerator=job.accelerator,

@@ -101,17 +101,25 @@ class Data(Part):
             working directory.
         dataset: a Hugging Face dataset.
         samples: the teacher's own text.
+        packing: ``joined``: documents follow each other and a row may hold parts of two, which see each
+            other; ``documents``: a row's documents know nothing of each other, and each begins at a
+            multiple of the window, padding before it.
     """
 
     files: tuple[str, ...] = ()
     dataset: Dataset | None = None
     samples: Samples | None = None
+    packing: Literal["joined", "documents"] = "joined"
 
     @model_validator(mode="after")
     def _one_source(self) -> "Data":
         given = [name for name in ("files", "dataset", "samples") if getattr(self, name)]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} exclude each other")
+        if self.samples is not None and self.packing == "documents":
+            raise ValueError(
+                "samples are cut at their length and cannot be told apart: packing must be joined"
+            )
         return self
 
     @property

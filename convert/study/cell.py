@@ -22,11 +22,12 @@ from lineahead.convert.study.material import training_tokens
 from lineahead.convert.study.models import starting_point
 from lineahead.convert.study.result import Result, thinned
 from lineahead.convert.training.compiled import compile_parts, release_parts
-from lineahead.convert.training.data import Batches, Tokens
+from lineahead.convert.training.data import Tokens
 from lineahead.convert.training.devices import accelerate_on
 from lineahead.convert.training.distill import DistillTrainer
 from lineahead.convert.training.labelled import read_labelled
 from lineahead.convert.training.loop import Run, Trainer, resume_position, train
+from lineahead.convert.training.packed import batches_of
 from lineahead.convert.training.progress import Progress, Silent
 from lineahead.convert.training.transfer import TransferTrainer
 from lineahead.convert.training.weights import (
@@ -36,6 +37,7 @@ from lineahead.convert.training.weights import (
     resolve_precision,
 )
 from lineahead.errors import ArchitectureError, InterruptedTrainingError, LineaheadError, SettingsError
+from lineahead.plugins.augmented_attention.huggingface.modeling import layers_of
 from lineahead.recipes.manifest import tool_versions
 from lineahead.recipes.schema import ClassifyStage, DistillStage, TransferStage
 from lineahead.recipes.study.schema import LabelTask, Study, TextTask
@@ -166,11 +168,15 @@ def _stage(
     stage = cell.row.stages[index]
     assert not isinstance(stage, ClassifyStage)
     tokens = _tokens(cell, job, tokenizer)
-    batches = Batches(
-        tokens=tokens,
-        sequence_length=stage.sequence_length,
-        batch_size=stage.batch_size,
+    task = job.study.tasks[cell.task]
+    assert isinstance(task, TextTask)
+    batches = batches_of(
+        task.data,
+        tokens,
+        stage,
         seed=cell.seed + index,
+        layers=layers_of(model.config) if cell.settings is not None else (),
+        separator=tokenizer.eos_token_id,
     )
     run = Run(
         stage=stage,

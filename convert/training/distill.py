@@ -12,6 +12,7 @@ from lineahead.convert.training.adapters import (
     weight_changes,
     without_adapters,
 )
+from lineahead.convert.training.rows import Rows, counted, targets
 from lineahead.convert.training.transfer import first_bad_gradient
 from lineahead.convert.training.vocabulary import Weights, distillation_backward, head_of
 from lineahead.convert.training.weights import is_new, new_parameters
@@ -79,11 +80,12 @@ class DistillTrainer:
         }
 
     def backward(self, batch: Tensor, share: float) -> dict[str, float]:
-        """One pass over ``batch [B, N]``: the teacher without gradients, then the student."""
-        wanted = self._teacher_hidden(batch) if self._stage.kl else None
-        hidden = self._model.base_model(input_ids=batch, use_cache=False).last_hidden_state
+        """One pass over a batch (:class:`Rows`): the teacher without gradients, then the student."""
+        rows = Rows.of(batch)
+        wanted = counted(self._teacher_hidden(rows), rows) if self._stage.kl else None
+        hidden = counted(rows.hidden(self._model), rows)
         losses = distillation_backward(
-            hidden, self._head, wanted, self._teacher_head, batch, self._weights, share
+            hidden, self._head, wanted, self._teacher_head, targets(rows), self._weights, share
         )
         for name, master in self._masters.items():
             gradient = self._base[name].grad
@@ -92,12 +94,11 @@ class DistillTrainer:
                 self._base[name].grad = None
         return losses
 
-    def _teacher_hidden(self, batch: Tensor) -> Tensor:
+    def _teacher_hidden(self, rows: Rows) -> Tensor:
         own = self._teacher is self._model
         off: AbstractContextManager[None] = without_adapters(self._model) if own else nullcontext()
         with torch.no_grad(), off, teacher():
-            hidden: Tensor = self._teacher.base_model(input_ids=batch, use_cache=False).last_hidden_state
-        return hidden
+            return rows.hidden(self._teacher)
 
     def after_step(self) -> None:
         """Copy the masters into the model."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lineahead.convert.training.rows import Rows, squared_error
 from lineahead.convert.training.weights import layer_of, new_parameters
 from lineahead.plugins.augmented_attention.huggingface.attention import LayerCall, transfer
 
@@ -34,19 +35,20 @@ class TransferTrainer:
         return {name: (parameter, self._rate) for name, parameter in self._new.items()}
 
     def backward(self, batch: Tensor, share: float) -> dict[str, float]:
-        """One pass over ``batch [B, N]``; ``loss`` is the mean of the layers' relative errors."""
+        """One pass over a batch (:class:`Rows`); ``loss`` is the mean of the layers' relative errors."""
+        rows = Rows.of(batch)
         losses: list[Tensor] = []
 
         def record(call: LayerCall) -> None:
             target = call.output.float()
             with torch.enable_grad():
-                error = (call.linear().float() - target).square().sum()
-                loss = error / target.square().sum().clamp(min=torch.finfo(torch.float32).tiny)
+                error, size = squared_error(call.linear().float(), target, rows)
+                loss = error / size.clamp(min=torch.finfo(torch.float32).tiny)
                 (loss * share).backward()
             losses.append(loss.detach())
 
         with torch.no_grad(), transfer(record):
-            self._model.base_model(input_ids=batch, use_cache=False)
+            rows.hidden(self._model)
         self._layer_losses = torch.stack(losses).tolist()
         return {"loss": sum(self._layer_losses) / len(self._layer_losses)}
 

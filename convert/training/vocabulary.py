@@ -62,18 +62,22 @@ class Weights:
 
 
 def distillation_backward(
-    hidden: Tensor, head: Head, teacher_hidden: Tensor | None, teacher_head: Head, batch: Tensor, weights:
-        Weights,
+    rows: Tensor,
+    head: Head,
+    teacher_rows: Tensor | None,
+    teacher_head: Head,
+    targets: Tensor,
+    weights: Weights,
     share: float,
-) -> dict[str, float]:  # fmt: skip
-    """Add the gradients of ``share * (kl * T^2 * KL + ce * CE)``, a mean over tokens, to what made `hidden`.
+) -> dict[str, float]:
+    """Add the gradients of ``share * (kl * T^2 * KL + ce * CE)``, a mean over tokens, to what made `rows`.
 
     Args:
-        hidden: the student's ``[B, N, E]``, with a graph.
+        rows: the student's last hidden states ``[M, E]``, with a graph.
         head: its LM head.
-        teacher_hidden: ``[B, N, E]``; None when ``kl`` is 0.
+        teacher_rows: the teacher's, ``[M, E]``; None when ``kl`` is 0.
         teacher_head: the teacher's LM head.
-        batch: token ids ``[B, N]``.
+        targets: the tokens ``[M]`` that they predict.
         weights: of the terms.
         share: multiplier of the loss.
 
@@ -82,17 +86,14 @@ def distillation_backward(
 
     Source: Hinton et al., 2015, arXiv:1503.02531, section 2 (the factor T^2).
     """
-    rows = hidden[:, :-1].flatten(0, 1)
     leaf = rows.detach().requires_grad_(True)
-    targets = batch[:, 1:].flatten()
-    against = None if teacher_hidden is None else teacher_hidden[:, :-1].flatten(0, 1)
-    sums = torch.zeros(2, device=hidden.device)
+    sums = torch.zeros(2, device=rows.device)
     count, size = len(targets), chunk_rows(head, leaf)
     for start in range(0, count, size):
         part = slice(start, start + size)
         logits = head(leaf[part])
         with torch.no_grad():
-            wanted = None if against is None else teacher_head(against[part])
+            wanted = None if teacher_rows is None else teacher_head(teacher_rows[part])
             losses, gradient = _losses(logits.detach(), wanted, targets[part], weights)
         logits.backward(gradient * (share / count))
         sums += losses
@@ -100,7 +101,7 @@ def distillation_backward(
     rows.backward(leaf.grad)
     kl, ce = (sums / count).tolist()
     total = weights.kl * weights.temperature**2 * kl + weights.ce * ce
-    return {"loss": total, **({} if against is None else {"kl": kl}), "ce": ce}
+    return {"loss": total, **({} if teacher_rows is None else {"kl": kl}), "ce": ce}
 
 
 def _losses(

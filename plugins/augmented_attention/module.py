@@ -83,12 +83,18 @@ class AugmentedAttention(nn.Module):
         return alpha, getattr(self, "local_scale", heads), conv, query_map, key_map
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, scale: float, count: Tensor | None = None
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float,
+        count: Tensor | None = None,
+        starts: Tensor | None = None,
     ) -> Tensor:
         """The form over whole texts: two-sided or causal, as the settings say.
 
         Shapes as in :func:`bidirectional.bidirectional` and :func:`parallel.parallel`; `count` is the
-        former's.
+        former's, `starts` the latter's.
         """
         scale, settings = self.scale(scale), self.settings
         if not settings.causal:
@@ -96,7 +102,14 @@ class AugmentedAttention(nn.Module):
                 query, key, value, *self.operands(query), settings=settings, scale=scale, count=count
             )
         return parallel(
-            query, key, value, *self.operands(query), settings=settings, scale=scale, narrow=self.narrow
+            query,
+            key,
+            value,
+            *self.operands(query),
+            settings=settings,
+            scale=scale,
+            narrow=self.narrow,
+            starts=starts,
         )
 
     def scale(self, attention_scale: float) -> float:
@@ -115,7 +128,7 @@ class AugmentedAttention(nn.Module):
 class CrossAttention(AugmentedAttention):
     """The operator between a decoder and its encoder."""
 
-    def forward(
+    def forward(  # type: ignore[override]  # a source is one text
         self, query: Tensor, key: Tensor, value: Tensor, scale: float, valid: Tensor | None = None
     ) -> Tensor:
         """From every query to a whole source; shapes as in :mod:`cross`."""

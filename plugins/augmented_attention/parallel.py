@@ -26,6 +26,7 @@ def parallel(
     settings: AttentionSettings,
     scale: float,
     narrow: bool = False,
+    starts: Tensor | None = None,
 ) -> Tensor:
     """Causal augmented attention of whole texts from position 0, ``O(N)`` in time and memory.
 
@@ -40,6 +41,9 @@ def parallel(
         key_map: ``[Hkv, D, M]``; likewise.
         settings: the operator's settings.
         scale: multiplier of ``q . k``, in the local kernel (1 there under `local_norm`) and in maps of it.
+        starts: ``[B, chunks]`` int64, for rows of several texts, each of which begins where a chunk of
+            `window` tokens does: number of the chunk in which each chunk's text begins. What follows a
+            text's end in its last chunk is nobody's past. Costs a product over pairs of chunks.
         narrow: take the products of bfloat16 operands, except inside feature maps; sums stay float32.
 
     Returns:
@@ -68,8 +72,9 @@ def parallel(
         return x.to(compute).reshape(shared, -1, 1, 1, 1)
 
     v = split(value)
-    v_near = _local_rows(settings, v, back)
-    visible, mask = _chunk_masks(settings, chunks, back, query.device)
+    v_near = _local_rows(settings, v, back, starts)
+    first = _first_positions(chunks, size, query.device, starts)
+    visible, mask = _chunk_masks(settings, first, back)
     zero = torch.zeros((), dtype=compute, device=query.device)
     near, far, remote, total = zero, zero, zero, zero
     if settings.has_state:
@@ -79,20 +84,21 @@ def parallel(
             split(phi(key, key_map.to(compute), scale)),
         )
         if back or settings.pattern == "none":
-            far = dot(q_features, _local_rows(settings, k_features, back).mT, narrow=narrow)
+            far = dot(q_features, _local_rows(settings, k_features, back, starts).mT, narrow=narrow)
             far = torch.where(visible & ~mask, far, zero)
         if settings.sinks:
-            kept = (torch.arange(chunks * size, device=query.device) >= settings.sinks).reshape(
-                chunks, size, 1
-            )
+            kept = first + torch.arange(size, device=query.device)[:, None] >= settings.sinks
             k_features = torch.where(kept, k_features, zero)
-        remote = dot(q_features, _earlier_chunks(dot(k_features.mT, v, narrow=narrow), back), narrow=narrow)
+        state = _earlier_chunks(dot(k_features.mT, v, narrow=narrow), back, starts)
+        remote = dot(q_features, state, narrow=narrow)
         if settings.has_norm:
-            total = dot(q_features, _earlier_chunks(k_features.sum(-2), back).unsqueeze(-1), narrow=narrow)
+            norm = _earlier_chunks(k_features.sum(-2).unsqueeze(-1), back, starts)
+            total = dot(q_features, norm, narrow=narrow)
     if settings.local != "none":
         if settings.local_norm:
             query, key, scale = unit(query, settings.eps), unit(key, settings.eps), 1.0
-        scores = dot(split(query), _local_rows(settings, split(key), back).mT, narrow=narrow) * scale
+        rows = _local_rows(settings, split(key), back, starts)
+        scores = dot(split(query), rows.mT, narrow=narrow) * scale
         near = torch.where(
             visible & mask, LOCAL_KERNELS.named(settings.local).weigh(scores, visible & mask), zero
         )
@@ -105,7 +111,7 @@ def parallel(
     if settings.conv_taps:
         reach = -(-(settings.conv_taps - 1) // size)
         filters = _toeplitz(conv.to(compute), size, reach).unflatten(0, (shared, -1))
-        output = output + filtered(filters, with_previous(v, reach), narrow=narrow)
+        output = output + filtered(filters, _own_text(with_previous(v, reach), first, reach), narrow=narrow)
     return output.reshape(batch, heads, chunks * size, -1)[:, :, :length].to(dtype)
 
 
@@ -118,37 +124,63 @@ def with_previous(x: Tensor, count: int) -> Tensor:
     return torch.cat([padded.narrow(-3, i, chunks) for i in range(count + 1)], -2)
 
 
-def _local_rows(settings: AttentionSettings, x: Tensor, back: int) -> Tensor:
+def _local_rows(settings: AttentionSettings, x: Tensor, back: int, starts: Tensor | None) -> Tensor:
     """Rows that a chunk's queries meet one by one: `back` earlier chunks, the chunk itself, the sinks."""
     rows = with_previous(x, back)
     if not settings.sinks:
         return rows
-    sinks = x.flatten(-3, -2)[..., : settings.sinks, :].unsqueeze(-3)
-    return torch.cat([rows, sinks.expand(*x.shape[:-2], -1, -1)], -2)
+    every = x.flatten(-3, -2)
+    sinks = every[..., : settings.sinks, :].unsqueeze(-3).expand(*x.shape[:-2], -1, -1)
+    if starts is not None:
+        row = starts[..., None] * x.shape[-2] + torch.arange(sinks.shape[-2], device=x.device)
+        row = row.clamp(max=every.shape[-2] - 1).flatten(1)[:, None, None, :, None]
+        sinks = every.gather(-2, row.expand(*every.shape[:-2], -1, every.shape[-1])).view(sinks.shape)
+    return torch.cat([rows, sinks], -2)
 
 
-def _earlier_chunks(x: Tensor, back: int) -> Tensor:
-    """Sum over the chunks before each chunk's local reach, as a shifted scan: chunk axis is 3."""
+def _own_text(rows: Tensor, first: Tensor, back: int) -> Tensor:
+    """Zero for rows before a text's first one; where a row is one text they are zero already."""
+    if first.dim() == 3:
+        return rows
+    size = rows.shape[-2] // (back + 1)
+    column = first + torch.arange(-back * size, size, device=rows.device)[:, None]
+    return torch.where(column >= 0, rows, torch.zeros((), dtype=rows.dtype, device=rows.device))
+
+
+def _earlier_chunks(x: Tensor, back: int, starts: Tensor | None) -> Tensor:
+    """Sum over a text's chunks before each chunk's local reach; the chunk axis is 3.
+
+    A shifted scan, or with several texts in a row a product, in which other texts' chunks do not count.
+    """
+    if starts is not None:
+        number = torch.arange(starts.shape[1], device=x.device)
+        same = (starts[:, None] == starts[..., None]) & (number < number[:, None] - back)
+        return (same.to(x.dtype)[:, None, None] @ x.flatten(4)).view(x.shape)
     shifted = torch.roll(x, 1 + back, 3).clone()
     shifted[:, :, :, : 1 + back] = 0
     return shifted.cumsum(3)
 
 
-def _chunk_masks(
-    settings: AttentionSettings, chunks: int, back: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """(visible, local) of a chunk's queries and its `_local_rows`, both ``[chunks, size, rows]``."""
-    size, sinks = settings.window, settings.sinks
-    start = torch.arange(chunks, device=device)[:, None, None] * size
-    row = start + torch.arange(size, device=device)[:, None]
-    column = start + torch.arange(-back * size, size, device=device)
+def _first_positions(chunks: int, size: int, device: torch.device, starts: Tensor | None) -> Tensor:
+    """Position in its text of each chunk's first token: ``[chunks, 1, 1]`` or ``[B, 1, 1, chunks, 1, 1]``."""
+    number = torch.arange(chunks, device=device)
+    if starts is None:
+        return number[:, None, None] * size
+    return ((number - starts) * size)[:, None, None, :, None, None]
+
+
+def _chunk_masks(settings: AttentionSettings, first: Tensor, back: int) -> tuple[Tensor, Tensor]:
+    """(visible, local) of a chunk's queries and its `_local_rows`, both ``[..., chunks, size, rows]``."""
+    size, sinks, chunks, device = settings.window, settings.sinks, first.shape[-3], first.device
+    row = first + torch.arange(size, device=device)[:, None]
+    column = first + torch.arange(-back * size, size, device=device)
     visible = (column <= row) & (column >= sinks)
     if settings.pattern == "sliding":
         near = row - column < size
     else:
         near = torch.full_like(visible, settings.pattern == "grouped")
     if sinks:
-        sink = torch.arange(min(sinks, chunks * size), device=device).expand(chunks, 1, -1)
+        sink = torch.arange(min(sinks, chunks * size), device=device).expand(*first.shape[:-1], -1)
         visible = torch.cat([visible, sink <= row], -1)
         near = torch.cat([near, torch.ones_like(sink <= row)], -1)
     return visible, near

@@ -70,6 +70,7 @@ class _SoftmaxMode:
 
 
 _MODE: Running[_SoftmaxMode] = Running("lineahead_mode")
+_POSITIONS: Running[Tensor] = Running("lineahead_positions")
 _LAYER: ContextVar[StateLayer | SummaryLayer | None] = ContextVar("lineahead_layer", default=None)
 
 
@@ -94,6 +95,20 @@ def softmax_at(layers: Collection[int]) -> Iterator[None]:
 def transfer(record: Record) -> Iterator[None]:
     """Like :func:`teacher`, and `record` is given every converted layer's inputs and softmax output."""
     with _MODE.holding(_SoftmaxMode(record=record)):
+        yield
+
+
+@contextmanager
+def several_texts(positions: Tensor) -> Iterator[None]:
+    """Within it, rows hold several texts that know nothing of each other, in all layers and modes.
+
+    For passes without a cache, of causal models, whose ``position_ids`` are `positions`.
+
+    Args:
+        positions: ``[B, N]`` int64: 0 where a text begins, which must be at a multiple of every converted
+            layer's window; what pads a text to that length counts on.
+    """
+    with _POSITIONS.holding(positions):
         yield
 
 
@@ -194,7 +209,7 @@ class Implementation:
             kwargs.setdefault("q_offset", int(cache_position[0]))
         assert q_length is not None
         for_cross_attention = bool(kwargs.get("allow_is_bidirectional_skip", False))
-        if not for_cross_attention:
+        if not for_cross_attention and _POSITIONS.get() is None:
             _refuse_custom(q_length, kwargs)
         if for_cross_attention or self.hybrid or in_softmax_mode():
             make = sdpa_mask if self.softmax == "sdpa" else eager_mask
@@ -261,9 +276,18 @@ def whole_text(
         packed = (packing.pack(x) for x in (query, key, value))
         return packing.unpack(operator(*packed, scaling, packing.valid.sum(1)))
     if valid is None:
-        return operator(query, key, value, scaling)  # type: ignore[no-any-return]
+        return operator(query, key, value, scaling, starts=_starts(operator))  # type: ignore[no-any-return]
     packing = Packing.of(valid)
     return packing.unpack(operator(packing.pack(query), packing.pack(key), packing.pack(value), scaling))
+
+
+def _starts(operator: AugmentedAttention) -> Tensor | None:
+    """The chunk in which each chunk's text begins, ``[B, chunks]``; None where each row is one text."""
+    positions, size = _POSITIONS.get(), operator.settings.window
+    if positions is None:
+        return None
+    numbers = positions[:, ::size] // size
+    return torch.arange(numbers.shape[1], device=numbers.device) - numbers
 
 
 def find_state(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -26,8 +26,9 @@ def test_losses_and_gradients(weights, rows, monkeypatch):
     teacher_hidden = torch.randn(2, 6, 8, dtype=torch.float64)
     head = torch.nn.Linear(8, 13).double()
     batch = torch.randint(13, (2, 6))
-    against = teacher_hidden if weights.kl else None
-    found = distillation_backward(hidden * 1.0, head, against, head, batch, weights, 0.5)
+    against = teacher_hidden[:, :-1].flatten(0, 1) if weights.kl else None
+    rows, targets = (hidden * 1.0)[:, :-1].flatten(0, 1), batch[:, 1:].flatten()
+    found = distillation_backward(rows, head, against, head, targets, weights, 0.5)
     gradients = [hidden.grad.clone(), head.weight.grad.clone()]
     hidden.grad = head.weight.grad = None
 
