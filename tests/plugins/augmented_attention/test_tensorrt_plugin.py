@@ -192,6 +192,15 @@ def test_a_call_is_the_step_in_double_precision(name, in_place, plugins, monkeyp
     check(plugins, SETTINGS[name], size, dtype=dtype, seed=turn, index=index, in_place=in_place)
 
 
+@pytest.mark.parametrize("name", ["softmax-hedgehog", "augmented"])
+def test_a_long_chain_is_prefilled(name, plugins):
+    """More nodes than one call of the other kernels can have; then a tree that commits them."""
+    sizes = {"dim": 64, "value_dim": 64, "batch": 1, "heads": 2, "kv_heads": 1}
+    for nodes, pending, chain in ((320, 0, True), (5, 320, False)):
+        size = Size(nodes=nodes, pending=pending, accepts=pending, length=(70,), **sizes)
+        check(plugins, SETTINGS[name], size, dtype=torch.float16, chain=chain)
+
+
 def test_contexts_have_counters_of_their_own(plugins, plugin):
     """Calls of two contexts in turn, unannounced and growing."""
     settings = SETTINGS["augmented"]

@@ -11,7 +11,6 @@ namespace lineahead::cuda {
 
 namespace {
 
-constexpr bool kChosen = false;  // without being asked for; not before they have run on a GPU
 constexpr int kMostNodes = 64;   // of one call of the other kernels
 constexpr int kMostRows = 64;    // pending ones that they commit themselves
 
@@ -28,7 +27,7 @@ Result with_preset(const Call& call, Result none, Visit visit) {
 // The part that a call is to get, whatever the device.
 PrefillPart wanted_part(const Call& call) {
   const Settings& s = call.settings;
-  const bool asked = call.variant == kPrefill, free = kChosen && call.variant == kAnyVariant;
+  const bool asked = call.variant == kPrefill, free = call.variant == kAnyVariant;
   if (call.type == kFloat || s.window != kChunk || s.taps > kMostTaps || s.sinks > kMostSinks) return PrefillPart::kNone;
   if (!with_preset(call, false, [](auto) { return true; })) return PrefillPart::kNone;
   if (call.chain && (asked || (free && call.nodes > kMostNodes))) return PrefillPart::kAll;
