@@ -131,7 +131,7 @@ def _read_text(cell: Cell, job: Job, work: Path) -> dict[str, Any]:
         tokens=task.tokens,
     )
     rows = [_steps(run) for run in runs]
-    points = [(float(row["tokens"]), float(row["loss"])) for part in rows for row in part]
+    points = [(float(row["tokens"]), float(row["loss"])) for row in (rows[-1] if rows else ())]
     return {
         "figures": {name: one.perplexity["student"] for name, one in zip(task.figures, found, strict=True)},
         "loss": runs[-1].metrics.final(runs[-1].index, runs[-1].steps)["loss"] if runs else None,

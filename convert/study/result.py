@@ -26,7 +26,7 @@ class Result(BaseModel):
         reason: why there are no figures.
         figures: perplexity by text, or ``accuracy`` and ``majority`` in percent.
         loss: mean over the last tenth of the last stage.
-        curve: (tokens or texts seen, mean loss since the point before), at most 120 points.
+        curve: (tokens or texts seen, mean loss since the point before) of the last stage, at most 120 points.
         steps: optimiser steps.
         parameters: of the model.
         seconds: of training.

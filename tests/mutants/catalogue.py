@@ -177,7 +177,7 @@ OTHERS = [
     *_mutants(
         PARALLEL,
         ("parallel: local_norm keeps the scale", "unit(key, settings.eps), 1.0", "unit(key, settings.eps), scale"),
-        ("parallel: no z", "total = q_features @", "total = 0 * q_features @"),
+        ("parallel: no z", "total = dot(q_features, norm", "total = 0 * dot(q_features, norm"),
         ("parallel: map's scale dropped for keys", "split(phi(key, key_map.to(compute), scale))", "split(phi(key, key_map.to(compute), 1.0))"),
     ),
     *_mutants(

@@ -99,6 +99,14 @@ def test_plots_are_pictures(job):
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)
 
 
+def test_a_curve_is_the_last_stages(study, tmp_path, one_thread):
+    row = {"model": "gpt2", "task": "text", "methods": ["augmented"], "settings": {"window": 8}}
+    wanted = study(grid=[{**row, "stages": [STAGE, {**STAGE, "steps": 3}]}])
+    (found,) = run_study(Job(study=wanted, folder=tmp_path, device="cpu"))
+    assert [tokens for tokens, _ in found.curve] == [64, 128, 192]
+    assert found.steps == 8 + 3
+
+
 def test_a_killed_cell_goes_on_and_ends_the_same(study, tmp_path, one_thread):
     calls = []
 
