@@ -83,7 +83,9 @@ def commit(
     values = torch.cat([window_value, pick(pending_value, accept_index)], 2)
     if settings.has_state:
         first, last = folded(settings, length)[:, None], folded(settings, total)[:, None]
-        most = accept_index.shape[1] + (settings.window - 1 if settings.pattern == "grouped" else 0)
+        # At least one row, if only a masked one: a product over none, which ONNX Runtime fuses with the
+        # transposition, returns before 1.32 what lies in memory.
+        most = accept_index.shape[1] + max(1, settings.window - 1 if settings.pattern == "grouped" else 0)
         position = first + torch.arange(most, device=length.device)
         waiting = (rows + position - length[:, None]).clamp(max=keys.shape[2] - 1)
         row = torch.where(position < length[:, None], position % settings.ring_rows, waiting)

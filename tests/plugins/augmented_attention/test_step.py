@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 @pytest.mark.parametrize("name", cases.PRESET_NAMES)
@@ -161,6 +162,32 @@ def test_memory_does_not_grow(name, forms):
             for x in decoder.state
             if x.numel() > 1
         )
+
+
+class Products(TorchDispatchMode):
+    """Notes how many rows every matrix product sums over."""
+
+    def __init__(self):
+        super().__init__()
+        self.sums = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function in (torch.ops.aten.mm.default, torch.ops.aten.bmm.default):
+            self.sums.append(args[0].shape[-1])
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", cases.VARIANTS)
+def test_no_product_is_over_nothing(name, forms):
+    """ONNX Runtime before 1.32 leaves memory as it was where a fused product sums over no row."""
+    case = cases.Case(forms, forms.settings(name), tokens=9)
+    decoder = cases.Decoder(case)
+    index, count = torch.zeros(case.batch, 0).long(), torch.zeros(case.batch).long()
+    with Products() as products:
+        for _ in range(2):
+            decoder.step(*case.rows(0, 4), index=index, count=count)
+    assert products.sums
+    assert min(products.sums) > 0
 
 
 @pytest.mark.shared
