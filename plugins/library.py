@@ -22,7 +22,8 @@ logger = logging.getLogger(__name__)
 
 LIBRARY = "liblineahead_plugins.so"
 FOLDER = Path(__file__).parent
-SOURCES = (FOLDER / "augmented_attention/csrc/cuda", FOLDER / "augmented_attention/csrc/tensorrt")
+OPERATORS = ("augmented_attention", "step_fusions")
+SOURCES = tuple(FOLDER / one / "csrc" / part for one in OPERATORS for part in ("cuda", "tensorrt"))
 SUFFIXES = (".h", ".cuh", ".cu", ".cpp")
 HEADER, VERSION_HEADER = "NvInferRuntime.h", "NvInferVersion.h"
 VARIABLE = "TENSORRT_ROOT"

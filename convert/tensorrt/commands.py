@@ -39,6 +39,11 @@ from lineahead.recipes.console import artifact_argument, json_option, note, show
 )
 @click.option("--optimization-level", type=click.IntRange(0, 5), default=3, help="Of TensorRT's builder.")
 @click.option("--cublas", is_flag=True, help="Let TensorRT 8.6 use cuBLAS, which must then be installed.")
+@click.option(
+    "--fuse/--no-fuse",
+    default=False,
+    help="Use the library's fused operators between products [default: no].",
+)
 @click.option("--detailed", is_flag=True, help="Keep layer names in the engine, for profiles.")
 @json_option
 def tensorrt(

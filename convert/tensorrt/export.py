@@ -16,6 +16,7 @@ from lineahead.convert.tensorrt.build import (
     profile_shapes,
     trtexec_line,
 )
+from lineahead.convert.tensorrt.fuse import fused_text
 from lineahead.convert.tensorrt.graph import engine_graph, save_for_engine
 from lineahead.errors import ArtifactError, ExportError, InputError
 from lineahead.plugins.augmented_attention.schema import DOMAIN, OP_TYPE
@@ -72,6 +73,7 @@ class Options:
         optimization_level: of TensorRT's builder.
         cublas: let TensorRT use cuBLAS.
         detailed: keep layer names in the engine.
+        fuse: use the plugin library's fused operators between products.
     """
 
     buckets: Sequence[str] = DEFAULT_BUCKETS
@@ -79,6 +81,7 @@ class Options:
     optimization_level: int = 3
     cublas: bool = False
     detailed: bool = False
+    fuse: bool = False
 
     def sizes(self, kind: str) -> tuple[Bucket, ...]:
         """The buckets of a kind of engine, smallest first."""
@@ -152,7 +155,9 @@ class _Work:
         name, graph = engine_name(kind, precision), staging / f"{kind}_{precision}.onnx"
         buckets = self.options.sizes(kind)
         self.report(f"lower {self.source.name} to {precision}")
-        model = engine_graph(self.source, precision, chain=kind == PREFILL)
+        model = engine_graph(self.source, precision, chain=kind == PREFILL, fused=self.options.fuse)
+        if self.options.fuse:
+            self.report(fused_text(model.graph))
         window, inputs = _window(model), _input_shapes(model)
         save_for_engine(model, graph)
         del model

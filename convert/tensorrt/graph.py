@@ -4,6 +4,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from lineahead.convert.tensorrt.fuse import fuse
 from lineahead.convert.tensorrt.lower import checkable, lower, without_bodies
 from lineahead.convert.tensorrt.passes import simplify
 from lineahead.convert.tensorrt.products import flatten_products, merge_products
@@ -13,26 +14,29 @@ from lineahead.plugins.augmented_attention.schema import DOMAIN, OP_TYPE
 EXTERNAL_BYTES = 64 * 2**20
 
 
-def engine_graph(source: Path, precision: str, *, chain: bool = False) -> ir.Model:
+def engine_graph(source: Path, precision: str, *, chain: bool = False, fused: bool = False) -> ir.Model:
     """An exported float32 graph, lowered and in `precision`, its bodies still attached.
 
     Args:
         source: ``onnx/verifier.onnx`` or ``onnx/draft.onnx``.
         precision: ``fp32``, ``fp16`` or ``bf16``.
         chain: promise the plugin that every call's nodes follow one another, as a prompt's do.
+        fused: use the plugin library's operators for what stands between the products.
 
     Raises:
         ExportError: when something in it has no equivalent.
     """
     model = ir.load(source)
-    lower_for_engine(model, precision, chain=chain)
+    lower_for_engine(model, precision, chain=chain, fused=fused)
     return model
 
 
-def lower_for_engine(model: ir.Model, precision: str, *, chain: bool = False) -> None:
+def lower_for_engine(model: ir.Model, precision: str, *, chain: bool = False, fused: bool = False) -> None:
     """:func:`engine_graph` of a graph in memory, in place."""
-    lower(model)
     merge_products(model.graph)
+    if fused:
+        fuse(model)
+    lower(model)
     flatten_products(model.graph)
     simplify(model)
     if precision in NARROW:

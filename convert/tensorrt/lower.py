@@ -15,6 +15,7 @@ from lineahead.convert.tensorrt.passes import simplify
 from lineahead.convert.tensorrt.rewriting import Owner, Writer, known, rewrite, stand_between
 from lineahead.errors import ExportError
 from lineahead.plugins.augmented_attention.schema import CALL, DOMAIN, INPUTS, OP_TYPE
+from lineahead.plugins.step_fusions.schema import FUSIONS
 from lineahead.plugins.step_graph import CALL_INPUTS, LENGTH_IN, LENGTH_OUT
 
 OPSET, IR_VERSION = 17, 8
@@ -71,9 +72,9 @@ def _narrow_inputs(graph: ir.Graph) -> None:
 def checkable(model: ir.Model) -> None:
     """Make a lowered graph, bodies attached, valid for ONNX Runtime: bodies take int64, bool and float32."""
     for node in list(model.graph):
-        if (node.domain, node.op_type) != (DOMAIN, OP_TYPE):
+        if node.domain != DOMAIN:
             continue
-        for place, name in enumerate(INPUTS):
+        for place, name in enumerate(INPUTS if node.op_type == OP_TYPE else FUSIONS[node.op_type].inputs):
             value = node.inputs[place]
             assert value is not None
             if name in WANTED or value.dtype != FLOAT:

@@ -51,7 +51,7 @@ def _merge(graph: ir.Graph, operand: ir.Value, nodes: Sequence[ir.Node]) -> None
     sizes = writer.constant(widths)
     sizes.name = _free(graph, sizes, f"{weight.name}.widths")
     parts = writer.several("Split", [product, sizes], len(nodes), axis=-1)
-    product.type, product.shape = nodes[0].outputs[0].type, _with_width(nodes[0].outputs[0], sum(widths))
+    product.type, product.shape = _type(nodes[0].outputs[0]), _with_width(nodes[0].outputs[0], sum(widths))
     for part, node in zip(parts, nodes, strict=True):
         part.type, part.shape = node.outputs[0].type, node.outputs[0].shape
     first = min(nodes, key=lambda node: _place(graph, node))
@@ -98,7 +98,7 @@ def flatten_products(graph: ir.Graph) -> int:
         key = (*(str(axis) for axis in x.shape[:-1]), str(width))
         writer.nodes, count = [], count + 1
         flat = writer.op("Reshape", [x, writer.constant([-1, _rows(weight)])])
-        flat.type = x.type
+        flat.type = _type(x)
         if key not in shapes:
             zero, last = writer.constant([0]), writer.constant([-1])
             lead = writer.op("Slice", [writer.op("Shape", [x]), zero, last, zero])
@@ -108,10 +108,15 @@ def flatten_products(graph: ir.Graph) -> int:
         node.replace_input_with(0, flat)
         output = node.outputs[0]
         back = ir.node("Reshape", [output, shapes[key]])
-        back.outputs[0].type, back.outputs[0].shape = output.type, output.shape
+        back.outputs[0].type, back.outputs[0].shape = _type(output), output.shape
         stand_between(graph, output, back)
         output.shape = None
     return count
+
+
+def _type(value: ir.Value) -> ir.TensorType | None:
+    """A type like that of `value`; one that two values share would change for both."""
+    return None if value.dtype is None else ir.TensorType(value.dtype)
 
 
 def _is_weight(value: ir.Value) -> bool:

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, initialization
 
 from lineahead.convert.onnx.graph import trace
 from lineahead.convert.replace import linearize
+from lineahead.convert.tensorrt.fuse import fused_text
 from lineahead.convert.tensorrt.graph import lower_for_engine
 from lineahead.convert.tensorrt.lower import without_bodies
 from lineahead.plugins.augmented_attention.huggingface.step_model import StepModel
@@ -25,7 +26,7 @@ FRESH = 64 << 20
 ALIGNMENT = 1 << 12
 
 
-def skeleton(config: dict[str, object], preset: str, precision: str) -> ir.Model:
+def skeleton(config: dict[str, object], preset: str, precision: str, *, fused: bool = False) -> ir.Model:
     """The lowered graph of a linearized model that was never initialised.
 
     Its weights are zero. Large ones are memory that nothing wrote, so that a model larger than the machine is
@@ -35,6 +36,7 @@ def skeleton(config: dict[str, object], preset: str, precision: str) -> ir.Model
         config: of the softmax model, as in its ``config.json``.
         preset: of the operator.
         precision: ``fp32``, ``fp16`` or ``bf16``.
+        fused: as in :func:`graph.engine_graph`.
 
     Raises:
         ArchitectureError: when the architecture cannot be converted.
@@ -48,7 +50,7 @@ def skeleton(config: dict[str, object], preset: str, precision: str) -> ir.Model
             torch.nn.init.zeros_(one)
     layers = linearize(model, method(preset))
     graph = trace(StepModel(model, layers))
-    lower_for_engine(graph, precision)
+    lower_for_engine(graph, precision, fused=fused)
     return graph
 
 
@@ -80,13 +82,16 @@ def hollow(model: ir.Model, location: str) -> int:
 @click.argument("graph", type=click.Path(path_type=Path))
 @click.option("--preset", default="softmax-hedgehog", show_default=True)
 @click.option("--precision", type=click.Choice(("fp32", "fp16", "bf16")), default="fp16")
-def main(config: Path, graph: Path, preset: str, precision: str) -> None:
+@click.option("--fuse/--no-fuse", "fused", default=False, help="Use the library's fused operators.")
+def main(config: Path, graph: Path, preset: str, precision: str, fused: bool) -> None:
     """Write GRAPH, the lowered step graph of the model that CONFIG describes, without its weights."""
-    made = skeleton(json.loads(config.read_text()), preset, precision)
+    made = skeleton(json.loads(config.read_text()), preset, precision, fused=fused)
     without_bodies(made)
     size = hollow(made, f"{graph.name}.data")
     with replacing(graph) as temporary:
         ir.save(made, temporary)
+    if fused:
+        print(fused_text(made.graph))
     print(f"{graph}: {graph.stat().st_size / 1e6:.1f} MB, {size / 1e6:.0f} MB of weights left out")
 
 

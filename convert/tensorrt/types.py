@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from lineahead.convert.tensorrt.rewriting import add_initializer, stand_between
+from lineahead.convert.tensorrt.rewriting import add_initializer
 from lineahead.plugins.augmented_attention.schema import DOMAIN, INPUTS, OP_TYPE, OUTPUTS
+from lineahead.plugins.step_fusions.schema import FUSIONS
 
 FLOAT = ir.DataType.FLOAT
 NARROW = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
@@ -59,14 +60,24 @@ def narrow(model: ir.Model, precision: str) -> None:
             value.dtype = work.dtype
     for node in list(model.graph):
         work.visit(node)
-    for value in list(model.graph.outputs):
+    for place, value in enumerate(model.graph.outputs):
         if value.dtype == work.dtype and value.name in RESULTS:
-            cast = ir.node("Cast", [value], {"to": int(FLOAT)})
-            cast.outputs[0].dtype, cast.outputs[0].shape = FLOAT, value.shape
-            stand_between(model.graph, value, cast)
+            _widen_result(model.graph, place, value)
     unused = [name for name, value in model.graph.initializers.items() if not value.uses()]
     for name in unused:
         model.graph.initializers.pop(name)
+
+
+def _widen_result(graph: ir.Graph, place: int, value: ir.Value) -> None:
+    """Give out `value` as float32; who reads it in the graph reads it as it is."""
+    producer = value.producer()
+    assert producer is not None
+    cast = ir.node("Cast", [value], {"to": int(FLOAT)})
+    graph.insert_after(producer, cast)
+    result, name = cast.outputs[0], value.name
+    result.dtype, result.shape = FLOAT, value.shape
+    graph.outputs[place] = result
+    value.name, result.name = f"{name}.narrow", name
 
 
 class _Narrowing:
@@ -83,6 +94,13 @@ class _Narrowing:
                 self._give(node, place, FLOAT if name in WIDE_PORTS else self.dtype)
             for name, output in zip(OUTPUTS, node.outputs, strict=True):
                 output.dtype = FLOAT if name in WIDE_PORTS else self.dtype
+            return
+        if node.domain == DOMAIN:
+            fusion = FUSIONS[node.op_type]
+            for place, name in enumerate(fusion.inputs):
+                self._give(node, place, FLOAT if name in fusion.wide else self.dtype)
+            for output in node.outputs:
+                output.dtype = self.dtype
             return
         if node.op_type == "Cast":
             return

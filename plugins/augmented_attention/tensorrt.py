@@ -23,6 +23,7 @@ from lineahead.plugins.augmented_attention.schema import (
     STATE,
     AttentionSettings,
 )
+from lineahead.plugins.step_fusions import schema as step_fusions
 
 NAME, VERSION, NAMESPACE = OP_TYPE, "1", ""
 
@@ -85,4 +86,5 @@ def description() -> dict[str, Any]:
         "outputs": list(OUTPUTS),
         "aliased": list(STATE),
         "fields": dict(FIELDS),
+        "fusions": step_fusions.description(),
     }

@@ -149,12 +149,17 @@ def test_shapes_and_types_of_the_outputs(plugins, plugin):
     }
     ranks |= {"query_map": 3, "key_map": 3}
     axes = (ctypes.c_int * len(INPUTS))(*(ranks.get(name, 4) for name in INPUTS))
-    symbols, found = (ctypes.c_int64 * (len(OUTPUTS) * MOST_DIMS))(), (ctypes.c_int * len(OUTPUTS))()
-    assert plugins.c.output_shapes(plugin, axes, len(INPUTS), symbols, found, len(OUTPUTS)) == 0
-    assert plugins.c.output_count(plugin) == len(OUTPUTS)
 
-    def axis(port, index):
+    def axis(port, index):  # every axis is of another size
         return 16 * INPUTS.index(port) + index + 1
+
+    sizes = (ctypes.c_int64 * (len(INPUTS) * MOST_DIMS))()
+    for i, name in enumerate(INPUTS):
+        for index in range(axes[i]):
+            sizes[i * MOST_DIMS + index] = axis(name, index)
+    symbols, found = (ctypes.c_int64 * (len(OUTPUTS) * MOST_DIMS))(), (ctypes.c_int * len(OUTPUTS))()
+    assert plugins.c.output_shapes(plugin, sizes, axes, len(INPUTS), symbols, found, len(OUTPUTS)) == 0
+    assert plugins.c.output_count(plugin) == len(OUTPUTS)
 
     want = {name: [axis(name, i) for i in range(ranks.get(name, 4))] for name in OUTPUTS if name != "output"}
     want |= {"pending_key": [axis("key", i) for i in range(4)]}

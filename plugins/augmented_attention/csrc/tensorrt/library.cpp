@@ -3,6 +3,7 @@
 
 #include <cstdio>
 
+#include "fusion.h"
 #include "work.h"
 
 #define LINEAHEAD_EXPORT extern "C" __attribute__((visibility("default")))
@@ -38,7 +39,7 @@ std::string describe_library() {
     if (is_updated(all, i)) aliased += (aliased.empty() ? "" : ", ") + quoted(kOutputNames[i]);
   return "{\"name\": " + quoted(kName) + ", \"version\": " + quoted(kVersion) + ", \"namespace\": " + quoted(kNamespace) +
          ", \"inputs\": " + list(kInputNames) + ", \"outputs\": " + list(kOutputNames) + ", \"aliased\": [" + aliased +
-         "], \"fields\": {" + fields + "}, \"build\": {\"source_hash\": " + quoted(LINEAHEAD_SOURCE_HASH) +
+         "], \"fields\": {" + fields + "}, \"fusions\": " + fusions::describe_fusions() + ", \"build\": {\"source_hash\": " + quoted(LINEAHEAD_SOURCE_HASH) +
          ", \"tensorrt\": \"" LINEAHEAD_TEXT(NV_TENSORRT_MAJOR) "." LINEAHEAD_TEXT(NV_TENSORRT_MINOR) "." LINEAHEAD_TEXT(
              NV_TENSORRT_PATCH) "\", \"interface\": " + quoted(LINEAHEAD_V3 ? "IPluginV3" : "IPluginV2DynamicExt") +
          ", \"architectures\": " + quoted(LINEAHEAD_ARCHITECTURES) + "}}";
@@ -55,14 +56,7 @@ void log_error(const std::string& text) {
 }
 
 const nvinfer1::PluginFieldCollection* field_names() {
-  static const std::vector<nvinfer1::PluginField> fields = [] {
-    constexpr nvinfer1::PluginFieldType types[] = {nvinfer1::PluginFieldType::kCHAR, nvinfer1::PluginFieldType::kINT32,
-                                                   nvinfer1::PluginFieldType::kFLOAT32};
-    std::vector<nvinfer1::PluginField> all;
-    for (const Field& field : kFields)
-      all.emplace_back(field.name, nullptr, types[static_cast<int>(field.kind)], field.kind == Kind::kString ? 0 : 1);
-    return all;
-  }();
+  static const std::vector<nvinfer1::PluginField> fields = announced_fields(kFields, kFieldCount);
   static const nvinfer1::PluginFieldCollection collection{static_cast<int32_t>(fields.size()), fields.data()};
   return &collection;
 }
@@ -77,19 +71,34 @@ LINEAHEAD_EXPORT const char* lineahead_plugin_description() {
 
 LINEAHEAD_EXPORT void setLoggerFinder(nvinfer1::ILoggerFinder* finder) { lineahead::tensorrt::finder = finder; }
 
+namespace {
+
+// The attention's creator first, then those of the fused operators.
+const std::vector<lineahead::tensorrt::AnyCreator*>& all_creators() {
+  static const std::vector<lineahead::tensorrt::AnyCreator*> all = [] {
+    std::vector<lineahead::tensorrt::AnyCreator*> made{lineahead::tensorrt::creator()};
+    for (int32_t i = 0; i < lineahead::fusions::kKinds; ++i) made.push_back(lineahead::fusions::creator(i));
+    return made;
+  }();
+  return all;
+}
+
+}  // namespace
+
 #if LINEAHEAD_V3
 LINEAHEAD_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) {
 #else
 LINEAHEAD_EXPORT nvinfer1::IPluginCreator* const* getPluginCreators(int32_t& count) {
 #endif
-  static lineahead::tensorrt::AnyCreator* const creators[] = {lineahead::tensorrt::creator()};
-  count = 1;
-  return creators;
+  count = static_cast<int32_t>(all_creators().size());
+  return all_creators().data();
 }
 
 #if !LINEAHEAD_V3
-// Put the creator into a registry: 8.6's own loadLibrary crashes in some builds of its Python package. Returns 0, or 1 when it is there already.
+// Put the creators into a registry: 8.6's own loadLibrary crashes in some builds of its Python package. Returns how many are not new.
 LINEAHEAD_EXPORT int lineahead_register(nvinfer1::IPluginRegistry* registry) {
-  return registry->registerCreator(*lineahead::tensorrt::creator(), "") ? 0 : 1;
+  int known = 0;
+  for (nvinfer1::IPluginCreator* one : all_creators()) known += !registry->registerCreator(*one, "");
+  return known;
 }
 #endif

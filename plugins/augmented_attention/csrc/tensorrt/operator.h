@@ -6,14 +6,8 @@
 #include <string>
 #include <vector>
 
-#include <NvInferRuntime.h>
-
 #include "../cuda/call.h"
-
-#if NV_TENSORRT_MAJOR < 8 || (NV_TENSORRT_MAJOR == 8 && NV_TENSORRT_MINOR < 6) || NV_TENSORRT_MAJOR == 9
-#error "lineahead's plugins need the headers of TensorRT 8.6, or of 10 or later"
-#endif
-#define LINEAHEAD_V3 (NV_TENSORRT_MAJOR >= 10)
+#include "fields.h"
 
 namespace lineahead::tensorrt {
 
@@ -29,23 +23,11 @@ extern const char* const kOutputNames[kOutputs];
 // The input whose shape and type an output has; `output` has the value's last axis.
 extern const Input kSources[kOutputs];
 
-enum class Kind { kString, kInt, kFloat };
-struct Field {
-  const char* name;
-  Kind kind;
-  bool optional;
-};
 enum FieldName : int32_t {
   kFieldLocal, kFieldPattern, kFieldWindow, kFieldMap, kFieldFeatureDim, kFieldNormalizer, kFieldNormalizes, kFieldQkNorm,
   kFieldLocalNorm, kFieldTaps, kFieldEps, kFieldSinks, kFieldCausal, kFieldScale, kFieldChain, kFieldCount,
 };
 extern const Field kFields[kFieldCount];
-
-struct Value {
-  std::string text;
-  int32_t number = 0;
-  float real = 0;
-};
 
 // The fields of one node, and what the kernels make of them.
 struct Attributes {
@@ -61,7 +43,7 @@ struct Attributes {
   std::vector<nvinfer1::PluginField> fields() const;
 
  private:
-  bool settle(const bool (&given)[kFieldCount], std::string& error);
+  bool settle(std::string& error);
 };
 
 // Whether the settings keep something in `output` that is the next call's input: it may be updated in place.

@@ -2,17 +2,19 @@
 
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from lineahead.plugins.augmented_attention import native
 
 SOURCES = native.SOURCES.parent / "cuda"
+FUSIONS = native.SOURCES.parents[2] / "step_fusions" / "csrc" / "cuda"
 EMULATED = Path(__file__).resolve().parent / "emulated"
 
 
-def damaged_sources(folder: Path, *edits: tuple[str, str, str]) -> None:
+def damaged_sources(folder: Path, *edits: tuple[str, str, str], origins: Sequence[Path] = (SOURCES,)) -> None:
     """The kernels' sources in `folder`; an edit is a file, a text in it, and what replaces it."""
-    for path in SOURCES.iterdir():
+    for path in (path for origin in origins for path in origin.iterdir()):
         if path.is_file():
             shutil.copy(path, folder)
     for file, old, new in edits:
@@ -23,12 +25,13 @@ def damaged_sources(folder: Path, *edits: tuple[str, str, str]) -> None:
 
 def build_emulated(folder: Path, *edits: tuple[str, str, str]) -> Path:
     """The kernels as a library in `folder`, with the edits of :func:`damaged_sources`."""
-    damaged_sources(folder, *edits)
+    damaged_sources(folder, *edits, origins=(SOURCES, FUSIONS))
     for path in EMULATED.iterdir():
         if path.is_file():
             shutil.copy(path, folder)
     library = folder / "libemulated.so"
     files = ["launch.cu", "prefill.cu", *(path.name for path in SOURCES.glob("*.cpp")), "emulator.cpp"]
+    files += sorted(path.name for path in FUSIONS.glob("*.cu"))
     command = [native.find_compiler(), "-std=c++17", "-O1", "-fPIC", "-shared", "-w", "-I.", "-x", "c++"]
     subprocess.run([*command, *files, "-o", library], cwd=folder, check=True)
     return library

@@ -13,6 +13,7 @@ from lineahead.plugins.augmented_attention import native, tensorrt
 from lineahead.plugins.augmented_attention.schema import INPUTS, OUTPUTS
 
 ADAPTER = native.SOURCES.parent / "tensorrt"
+FUSIONS = native.SOURCES.parents[2] / "step_fusions" / "csrc" / "tensorrt"
 HARNESS = Path(__file__).parent / "plugin_harness.cpp"
 LEAN_VARIABLE, LEAN_LIBRARY = "TENSORRT_LEAN", "libnvinfer_lean.so"
 DATA_TYPES = {"float32": 0, "float16": 1, "int8": 2, "int32": 3, "bool": 4, "bfloat16": 7, "int64": 8}
@@ -31,9 +32,12 @@ def find_lean():
 def build(headers, emulated, folder):
     """The plugin library over the emulated kernels and the harness, for one TensorRT's headers."""
     unity = folder / "unity.cpp"
-    unity.write_text("".join(f'#include "{path}"\n' for path in sorted(ADAPTER.glob("*.cpp"))))
+    sources = sorted([*ADAPTER.glob("*.cpp"), *FUSIONS.glob("*.cpp")])
+    unity.write_text("".join(f'#include "{path}"\n' for path in sources))
     base = [native.find_compiler(), "-std=c++17", "-O1", "-fPIC", "-shared", "-fvisibility=hidden"]
     base += ["-Wall", "-Wextra", "-Werror", "-Wno-deprecated-declarations", "-Wno-array-bounds"]
+    folders = [one.parent / part for one in (ADAPTER, FUSIONS) for part in ("cuda", "tensorrt")]
+    base += [f"-I{one}" for one in folders]
     base += ["-isystem", str(emulated.parent), "-isystem", str(headers.folder)]
     link = [f"-L{emulated.parent}", f"-l:{emulated.name}", f"-Wl,-rpath,{emulated.parent}"]
     library, harness = folder / "liblineahead_plugins.so", folder / "libharness.so"

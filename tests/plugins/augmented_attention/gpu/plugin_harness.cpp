@@ -2,6 +2,7 @@
 #include <dlfcn.h>
 
 #include <cstdint>
+#include <cstring>
 #include <string>
 #include <vector>
 
@@ -34,6 +35,30 @@ class Finder final : public ILoggerFinder {
 } finder;
 
 Creator* creator;
+std::vector<Creator*> creators;  // of the library, where there is no registry
+IPluginRegistry* registry;
+
+// Expressions are numbers in place of addresses, worked out at once.
+const IDimensionExpr* number(int64_t value) { return reinterpret_cast<const IDimensionExpr*>(value); }
+int64_t value_of(const IDimensionExpr& expression) { return reinterpret_cast<int64_t>(&expression); }
+
+struct Expressions final : apiv::VExprBuilder {
+#if NV_TENSORRT_MAJOR >= 10
+  const IDimensionExpr* constant(int64_t value) override { return number(value); }
+  const IDimensionExpr* declareSizeTensor(int32_t, const IDimensionExpr&, const IDimensionExpr&) override { return nullptr; }
+#else
+  const IDimensionExpr* constant(int32_t value) override { return number(value); }
+#endif
+  const IDimensionExpr* operation(DimensionOperation operation, const IDimensionExpr& first, const IDimensionExpr& second) override {
+    return operation == DimensionOperation::kFLOOR_DIV ? number(value_of(first) / value_of(second)) : nullptr;
+  }
+} expressions;
+
+// As an IExprBuilder lies in memory: what TensorRT's own constructor would make.
+struct {
+  void* table = nullptr;
+  apiv::VExprBuilder* implementation = &expressions;
+} expression_builder;
 
 PluginTensorDesc described(const int64_t* dims, int rank, int type, int format) {
   PluginTensorDesc desc{};
@@ -66,7 +91,7 @@ template <typename T>
 T* part(void* plugin, PluginCapabilityType type) {
   return static_cast<T*>(static_cast<Plugin*>(plugin)->getCapabilityInterface(type));
 }
-IPluginV3OneBuildV2* build(void* plugin) { return part<IPluginV3OneBuildV2>(plugin, PluginCapabilityType::kBUILD); }
+IPluginV3OneBuild* build(void* plugin) { return part<IPluginV3OneBuild>(plugin, PluginCapabilityType::kBUILD); }
 IPluginV3OneRuntime* runtime(void* plugin) { return part<IPluginV3OneRuntime>(plugin, PluginCapabilityType::kRUNTIME); }
 #else
 Plugin* build(void* plugin) { return static_cast<Plugin*>(plugin); }
@@ -83,29 +108,39 @@ EXPORT const char* take_messages() {
   return taken.c_str();
 }
 
+// Work with the creator of this name from now on; 0 when there is one.
+EXPORT int choose(const char* name, const char* version) {
+  creator = nullptr;
+#if NV_TENSORRT_MAJOR >= 10
+  if (registry) creator = static_cast<Creator*>(registry->getCreator(name, version, ""));
+#endif
+  for (Creator* one : creators)
+    if (!std::strcmp(one->getPluginName(), name) && !std::strcmp(one->getPluginVersion(), version)) creator = one;
+  return creator ? 0 : 4;
+}
+
 // 0 when the plugin's creator was found: in TensorRT's registry when `tensorrt` names its library, else in the library itself.
 EXPORT int open_library(const char* path, const char* tensorrt, const char* name, const char* version) {
   void* library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
   if (!library) return messages += dlerror(), 1;
+  int32_t count = 0;
 #if NV_TENSORRT_MAJOR >= 10
   if (tensorrt) {
     void* real = dlopen(tensorrt, RTLD_NOW | RTLD_GLOBAL);
     if (!real) return messages += dlerror(), 2;
-    IPluginRegistry* registry = reinterpret_cast<IPluginRegistry* (*)()>(dlsym(real, "getPluginRegistry"))();
+    registry = reinterpret_cast<IPluginRegistry* (*)()>(dlsym(real, "getPluginRegistry"))();
     if (!registry->loadLibrary(path)) return 3;
-    creator = static_cast<Creator*>(registry->getCreator(name, version, ""));
   } else {
-    int32_t count = 0;
-    auto creators = reinterpret_cast<IPluginCreatorInterface* const* (*)(int32_t&)>(dlsym(library, "getCreators"))(count);
-    creator = static_cast<Creator*>(creators[0]);
+    auto all = reinterpret_cast<IPluginCreatorInterface* const* (*)(int32_t&)>(dlsym(library, "getCreators"))(count);
+    for (int32_t i = 0; i < count; ++i) creators.push_back(static_cast<Creator*>(all[i]));
   }
 #else
-  int32_t count = 0;
-  (void)tensorrt, (void)name, (void)version;
-  creator = reinterpret_cast<IPluginCreator* const* (*)(int32_t&)>(dlsym(library, "getPluginCreators"))(count)[0];
+  (void)tensorrt;
+  IPluginCreator* const* all = reinterpret_cast<IPluginCreator* const* (*)(int32_t&)>(dlsym(library, "getPluginCreators"))(count);
+  creators.assign(all, all + count);
 #endif
   reinterpret_cast<void (*)(ILoggerFinder*)>(dlsym(library, "setLoggerFinder"))(&finder);
-  return creator ? 0 : 4;
+  return choose(name, version);
 }
 
 EXPORT int tensorrt_version() { return NV_TENSORRT_MAJOR * 100 + NV_TENSORRT_MINOR; }
@@ -166,7 +201,7 @@ EXPORT int output_count(void* plugin) { return build(plugin)->getNbOutputs(); }
 
 EXPORT int aliased_input(void* plugin, int output) {
 #if NV_TENSORRT_MAJOR >= 10
-  return build(plugin)->getAliasedInput(output);
+  return part<IPluginV3OneBuildV2>(plugin, PluginCapabilityType::kBUILD)->getAliasedInput(output);
 #else
   return (void)plugin, (void)output, -1;
 #endif
@@ -194,15 +229,14 @@ EXPORT int output_types(void* plugin, const int* types, int inputs, int* found, 
   return 0;
 }
 
-// Every axis of an input is a symbol of its own, 16 * input + axis + 1; says which symbols the outputs' axes are.
-EXPORT int output_shapes(void* plugin, const int* ranks, int inputs, int64_t* symbols, int* found_ranks, int outputs) {
+// Shapes of the outputs from those of the inputs, kMostDims numbers each.
+EXPORT int output_shapes(void* plugin, const int64_t* dims, const int* ranks, int inputs, int64_t* found, int* found_ranks, int outputs) {
   std::vector<DimsExprs> given(inputs), made(outputs);
   for (int i = 0; i < inputs; ++i) {
     given[i].nbDims = ranks[i];
-    for (int axis = 0; axis < ranks[i]; ++axis) given[i].d[axis] = reinterpret_cast<const IDimensionExpr*>((intptr_t)(16 * i + axis + 1));
+    for (int axis = 0; axis < ranks[i]; ++axis) given[i].d[axis] = number(dims[i * kMostDims + axis]);
   }
-  alignas(16) static char nothing[64];
-  IExprBuilder& builder = *reinterpret_cast<IExprBuilder*>(nothing);
+  IExprBuilder& builder = *reinterpret_cast<IExprBuilder*>(&expression_builder);
 #if NV_TENSORRT_MAJOR >= 10
   if (build(plugin)->getOutputShapes(given.data(), inputs, nullptr, 0, made.data(), outputs, builder)) return 1;
 #else
@@ -210,7 +244,7 @@ EXPORT int output_shapes(void* plugin, const int* ranks, int inputs, int64_t* sy
 #endif
   for (int i = 0; i < outputs; ++i) {
     found_ranks[i] = made[i].nbDims;
-    for (int axis = 0; axis < made[i].nbDims; ++axis) symbols[i * kMostDims + axis] = reinterpret_cast<intptr_t>(made[i].d[axis]);
+    for (int axis = 0; axis < made[i].nbDims; ++axis) found[i * kMostDims + axis] = value_of(*made[i].d[axis]);
   }
   return 0;
 }

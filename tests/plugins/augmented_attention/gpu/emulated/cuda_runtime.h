@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 
 #define __device__
 #define __host__
@@ -40,3 +41,9 @@ inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess;
 inline cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) { return cudaSuccess; }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
 cudaError_t cudaLaunchKernel(const void* kernel, dim3 grid, dim3 block, void** arguments, size_t shared, cudaStream_t stream);
+// Any kernel of one operand.
+cudaError_t run_kernel(const std::function<void()>& kernel, dim3 grid, dim3 block, size_t shared);
+template <typename Operand>
+cudaError_t cudaLaunchKernel(void (*kernel)(const Operand), dim3 grid, dim3 block, void** arguments, size_t shared, cudaStream_t) {
+  return run_kernel([=] { kernel(*static_cast<const Operand*>(arguments[0])); }, grid, block, shared);
+}

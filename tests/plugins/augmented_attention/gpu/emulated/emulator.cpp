@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <random>
 #include <vector>
 
@@ -43,10 +44,7 @@ struct Thread {
   bool started = false, done = false;
 };
 
-Kernel kernel;
-const Call* call;
-const Layout* layout;
-int ring;
+std::function<void()> kernel;
 std::vector<Thread> threads;
 std::vector<Warp> warps;
 Barrier block_barrier{0};
@@ -71,7 +69,7 @@ unsigned wait(Barrier& barrier) {
 }
 
 void body() {
-  kernel(*call, *layout, ring);
+  kernel();
   running->done = progress = true;
   _longjmp(scheduler, 1);
 }
@@ -191,10 +189,13 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
 }
 
 cudaError_t cudaLaunchKernel(const void* function, dim3 grid, dim3 block, void** arguments, size_t shared, cudaStream_t) {
-  kernel = reinterpret_cast<Kernel>(const_cast<void*>(function));
-  call = static_cast<const Call*>(arguments[0]);
-  layout = static_cast<const Layout*>(arguments[1]);
-  ring = *static_cast<const int*>(arguments[2]);
+  const Kernel step = reinterpret_cast<Kernel>(const_cast<void*>(function));
+  const auto work = [=] { step(*static_cast<const Call*>(arguments[0]), *static_cast<const Layout*>(arguments[1]), *static_cast<const int*>(arguments[2])); };
+  return run_kernel(work, grid, block, shared);
+}
+
+cudaError_t run_kernel(const std::function<void()>& work, dim3 grid, dim3 block, size_t shared) {
+  kernel = work;
   threads.resize(block.x);
   const char* seed = std::getenv("EMULATED_ORDER");
   std::mt19937 random(seed ? std::atoi(seed) : 0);

@@ -1,0 +1,1 @@
+"""Fused operators for what stands between the products of a transformer block, as TensorRT plugins."""
