@@ -26,8 +26,9 @@ PRODUCTS = 2 * (64 * (64 + 2 * 32) + 64 * 64 + 3 * 64 * 96) + 64 * 128
 def test_a_skeleton_is_small_and_takes_random_weights(tmp_path):
     source, graph = tmp_path / "config.json", tmp_path / "g.onnx"
     source.write_text(json.dumps(CONFIG))
-    result = CliRunner().invoke(main, [str(source), str(graph), "--precision", "fp16"])
+    result = CliRunner().invoke(main, [str(source), str(graph), "--precision", "fp16", "--fuse"])
     assert result.exit_code == 0, result.output
+    assert "fused 5 norms, 2 rotary embeddings, 2 gated units" in result.output
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["config.json", "g.onnx"]
     bare = onnx.load(str(graph), load_external_data=False)
     assert [(node.domain, node.op_type) for node in bare.graph.node].count((DOMAIN, OP_TYPE)) == 2

@@ -36,7 +36,9 @@ class Finder final : public ILoggerFinder {
 
 Creator* creator;
 std::vector<Creator*> creators;  // of the library, where there is no registry
-IPluginRegistry* registry;
+#if NV_TENSORRT_MAJOR >= 10
+IPluginRegistry* registry;  // of a real TensorRT
+#endif
 
 // Expressions are numbers in place of addresses, worked out at once.
 const IDimensionExpr* number(int64_t value) { return reinterpret_cast<const IDimensionExpr*>(value); }
