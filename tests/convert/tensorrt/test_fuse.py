@@ -35,7 +35,7 @@ FAMILIES = {
 }
 # AddRMSNorm, RMSNorm, RotaryHeads, GatedUnit; Gemma 3 normalizes queries, keys and what is added, too.
 COUNTS = {"llama": (4, 1, 2, 2), "qwen2": (4, 1, 2, 2), "gemma3_text": (4, 9, 0, 2)}
-# Largest difference from the exported graph over the largest value: measured 6e-7 to 2e-6, and 2e-3 to 4e-3.
+# Largest difference from the exported graph over the largest value: measured up to 1.3e-6, and 6.5e-3.
 BOUND = {"fp32": 1e-5, "fp16": 1e-2}
 
 
@@ -91,7 +91,6 @@ def test_the_fused_graph_says_what_the_exported_one_says(family, precision, tmp_
     for case in cases((8,), SIZES["vocab_size"])[:2]:
         for expected, found in zip(run(exported, case, empty), run(judged, case, empty), strict=True):
             worst = max(worst, *map(scaled_error, expected, found))
-    print(f"{family.name} {precision} {worst:.1e}")
     assert 0 < worst < BOUND[precision]
 
 
