@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from lineahead.convert.tensorrt.rewriting import add_initializer
+from lineahead.convert.tensorrt.rewriting import add_initializer, known
 from lineahead.plugins.augmented_attention.schema import DOMAIN, OP_TYPE
 from lineahead.plugins.step_fusions.onnx import attach_bodies, fused_node
 from lineahead.plugins.step_fusions.schema import (
@@ -160,10 +160,10 @@ def _merged(graph: ir.Graph, before: ir.Node, parts: list[ir.Value]) -> ir.Value
         if not all(biases):
             return None
         parts = [one for pair in biases if pair for one in pair[:1]]
-    split = parts[0].producer()
-    if split is None or not _splits(split, parts):
+    cut = parts[0].producer()
+    if cut is None or not (_splits(cut, parts) or _slices(parts)):
         return None
-    product = split.inputs[0]
+    product = cut.inputs[0]
     tensors = [pair[1] for pair in biases if pair]
     if product is None or not tensors:
         return product
@@ -192,6 +192,24 @@ def _splits(node: ir.Node, parts: list[ir.Value]) -> bool:
     if not _is(node, "Split") or list(node.outputs) != parts or node.inputs[0] is None:
         return False
     return node.attributes.get_int("axis", 0) in (-1, 2) and bool(_width(node.inputs[0]))
+
+
+def _slices(parts: list[ir.Value]) -> bool:
+    """Whether `parts` are slices of one value's last of three axes, side by side and all of it."""
+    wholes, end = set(), 0
+    for part in parts:
+        node = part.producer()
+        if node is None or not _is(node, "Slice") or len(node.inputs) not in (4, 5):
+            return False
+        bounds = [known(one) for one in node.inputs[1:]]
+        if any(one is None or one.size != 1 for one in bounds):
+            return False
+        start, stop, axis, *step = (int(one.reshape(-1)[0]) for one in bounds if one is not None)
+        if axis not in (-1, 2) or step not in ([], [1]) or start != end or stop != start + _width(part):
+            return False
+        wholes.add(node.inputs[0])
+        end = stop
+    return len(wholes) == 1 and all(one is not None and _width(one) == end for one in wholes)
 
 
 def _gate(graph: ir.Graph, node: ir.Node) -> None:

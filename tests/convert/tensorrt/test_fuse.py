@@ -133,7 +133,7 @@ def test_the_parser_gets_bare_nodes(family, tmp_path):
 def kinds_after(text):
     """Kinds of nodes of a graph, written as text, after fusing."""
     model = ir.serde.deserialize_model(
-        onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["": 23]> {text}')
+        onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["": 23, "lineahead": 1]> {text}')
     )
     merge_products(model.graph)
     fuse(model)
@@ -179,3 +179,68 @@ def test_gated_units(text, last):
         f"g (float[B, T, 6] x) => (y) <{values}> {{ a, b = Split <axis = 2, num_outputs = 2> (x) {text} }}"
     )
     assert kinds_after(graph)[-1] == last
+
+
+HEADS = {"q": 4, "k": 2, "v": 2}
+SPLIT = "a, b, c = Split <axis = -1> (x, widths)"
+ROTATED = "r = RotaryEmbedding (tq, cos, sin) s = RotaryEmbedding (tk, cos, sin)"
+
+
+WIDTHS = {"a": 32, "b": 16, "c": 16, "d": 32, "e": 16, "f": 16}
+CONSTANTS = """int64[3] widths = {32, 16, 16}, int64[4] shape = {0, 0, -1, 8}, int64[1] p0 = {0},
+    int64[1] p32 = {32}, int64[1] p48 = {48}, int64[1] p64 = {64}, int64[1] last = {2}"""
+
+
+def after_heads(parts=SPLIT, *, flat=("a", "b", "c"), rotated=ROTATED, ports="r, s, tv", more=""):
+    """Kinds of nodes that are left of the way from a product to an attention's ports."""
+    values = [f"float[B, {n}, T, 8] t{port}, float[B, T, {n}, 8] h{port}" for port, n in HEADS.items()]
+    values += [f"float[B, T, {width}] {name}" for name, width in WIDTHS.items()]
+    values += [f"float[{n}] {name} = {{{', '.join('3' * n)}}}" for name, n in (("bq", 32), ("bk", 16))]
+    heads = " ".join(
+        f"h{port} = Reshape ({name}, shape) t{port} = Transpose <perm = [0, 2, 1, 3]> (h{port})"
+        for port, name in zip(HEADS, flat, strict=True)
+    )
+    body = f"{parts} {heads} {rotated} y = lineahead.AugmentedAttention ({ports}) {more}"
+    angles = ", ".join(f"float[B, T, 4] {name}" for name in ("cos", "sin", "other"))
+    return kinds_after(
+        f"g (float[B, T, 64] x, {angles}) => (y) <{', '.join([*values, CONSTANTS])}> {{ {body} }}"
+    )
+
+
+BIASES = "d = Add (a, bq) e = Add (bk, b)"
+SLICES = "a = Slice (x, p0, p32, last) b = Slice (x, p32, p48, last) c = Slice (x, p48, p64, last)"
+
+
+@pytest.mark.parametrize(
+    ("change", "kinds"),
+    [
+        ({}, ["RotaryHeads"]),
+        ({"parts": f"{SPLIT} {BIASES} f = Add (c, bk)", "flat": "def"}, ["Add", "RotaryHeads"]),
+        ({"parts": SLICES}, ["RotaryHeads"]),
+    ],
+    ids=["split", "biases", "slices"],
+)
+def test_rotary_heads(change, kinds):
+    assert after_heads(**change) == [*kinds, "AugmentedAttention"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"parts": f"{SPLIT} {BIASES}", "flat": "dec"},
+        {"parts": SLICES.replace("p48, p64", "p32, p48")},
+        {"flat": "acb"},
+        {"rotated": ROTATED.replace("(tk, cos, sin)", "(tk, other, sin)")},
+        {"rotated": ROTATED.replace("RotaryEmbedding (tk", "RotaryEmbedding <interleaved = 1> (tk")},
+        {"rotated": ROTATED.replace("RotaryEmbedding (tk", "RotaryEmbedding <rotary_embedding_dim = 4> (tk")},
+        {"rotated": "r = RotaryEmbedding (tq, cos, sin) s = Identity (tk)"},
+        {"ports": "r, s, s"},
+        {"more": "z = Identity (r)"},
+    ],
+    ids=[
+        "bias of two", "overlapping slices", "order", "other angles", "interleaved", "partial", "not rotated",
+        "value rotated", "read elsewhere",
+    ],
+)  # fmt: skip
+def test_other_ways_to_heads_are_left_alone(change):
+    assert "RotaryHeads" not in after_heads(**change)
