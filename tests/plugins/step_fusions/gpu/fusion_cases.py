@@ -13,7 +13,7 @@ from lineahead.plugins.step_fusions.schema import (
 
 # Unit roundoff of the results' type. Arithmetic is float32: a few of its roundoffs, of the largest value.
 ROUNDOFF = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
-ARITHMETIC, SMALLEST = 2e-6, 2.0**-25
+ARITHMETIC, SMALLEST = 5e-7, 2.0**-25
 
 
 def ports_of(name, shape, *, fields, dtype, device="cpu", seed=0, shift=0):
