@@ -35,11 +35,13 @@ class Case:
         name: what it exercises.
         turns: its calls.
         all_rows: whether long calls return every row's logits, instead of three.
+        start: tokens that went before, of which only the number is left: positions count from here.
     """
 
     name: str
     turns: list[Turn]
     all_rows: bool = False
+    start: int = 0
 
     @property
     def nodes(self) -> int:
@@ -113,7 +115,7 @@ def run(backend: Backend, case: Case, empty: Sequence[Array]) -> Iterator[Sequen
     """
     batch = len(case.turns[0].tokens)
     past: Sequence[Array] = [np.repeat(x, batch // len(x), 0) for x in empty]
-    length: Array = np.zeros(batch, np.int64)
+    length: Array = np.full(batch, case.start, np.int64)
     accepted: list[list[int]] = [[] for _ in range(batch)]
     for turn in case.turns:
         width = max(len(path) for path in accepted)

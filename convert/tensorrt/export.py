@@ -42,6 +42,7 @@ from lineahead.plugins.tensorrt.record import (
     file_hash,
 )
 from lineahead.recipes.files import scratch_folder
+from lineahead.recipes.manifest import read_manifest
 
 logger = logging.getLogger(__name__)
 
@@ -149,6 +150,7 @@ class _Work:
         self.options, self.report = options, report
         self.machine = this_machine(trt, device)
         self.folder = artifact / FOLDER / self.machine.folder
+        self.positions = read_manifest(artifact).model.max_position
 
     def one(self, kind: str, precision: str, staging: Path) -> dict[str, Any]:
         """Lower, build, check and publish one engine."""
@@ -177,7 +179,13 @@ class _Work:
         self.report(f"compare {name} with ONNX Runtime")
         engine = TensorRTEngine(plan, self.device, trt=self.trt, log=log)
         difference = check.compare(
-            self.source, engine, self.device, buckets, window=window, chains=kind == PREFILL
+            self.source,
+            engine,
+            self.device,
+            buckets,
+            window=window,
+            chains=kind == PREFILL,
+            positions=self.positions,
         )
         check.require(difference, precision, name)
         self._record(kind, precision, buckets, difference).write((staging / name).with_suffix(".json"))

@@ -54,6 +54,7 @@ def narrow(model: ir.Model, precision: str) -> None:
         precision: ``fp16`` or ``bf16``.
     """
     infer_types(model.graph)
+    _mark_angles(model.graph)
     work = _Narrowing(model.graph, NARROW[precision])
     for value in model.graph.inputs:
         if value.dtype == FLOAT and not (value.name or "").endswith(WIDE_PORTS) and "." in (value.name or ""):
@@ -66,6 +67,17 @@ def narrow(model: ir.Model, precision: str) -> None:
     unused = [name for name, value in model.graph.initializers.items() if not value.uses()]
     for name in unused:
         model.graph.initializers.pop(name)
+
+
+def _mark_angles(graph: ir.Graph) -> None:
+    """Mark what computes angles and their cosines: 16 bits are wrong by radians at late positions."""
+    found = [node for node in graph if node.op_type in ("Cos", "Sin")]
+    while found:
+        node = found.pop()
+        if node.op_type == "Cast" or node.outputs[0].dtype != FLOAT:
+            continue
+        node.metadata_props[WIDE_MARK] = "1"
+        found += [one for value in node.inputs if value is not None and (one := value.producer()) is not None]
 
 
 def _widen_result(graph: ir.Graph, place: int, value: ir.Value) -> None:

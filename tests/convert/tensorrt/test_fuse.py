@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from lineahead.convert.onnx.graph import save, trace
 from lineahead.convert.onnx.rollout import cases, run
 from lineahead.convert.replace import linearize
+from lineahead.convert.tensorrt.build import wide_nodes
 from lineahead.convert.tensorrt.check import scaled_error
 from lineahead.convert.tensorrt.fuse import count_fused, fuse, fused_text
 from lineahead.convert.tensorrt.graph import engine_graph, save_for_check, save_for_engine
@@ -117,6 +118,20 @@ def test_ports_are_narrow_but_for_the_wide_ones(family):
             assert {types[name] for name in wide} <= {ir.DataType.FLOAT}
             rest = {kind for name, kind in types.items() if name not in wide}
             assert rest | {one.dtype for one in node.outputs} == {ir.DataType.FLOAT16}
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_angles_and_cosines_are_held_to_float32(family, fused, tmp_path):
+    model = engine_graph(family.path, "fp16", fused=fused)
+    save_for_engine(model, tmp_path / "bare.onnx")
+    held, angles = wide_nodes(tmp_path / "bare.onnx"), ("Mul", "Cos", "Sin")
+    cosines = [node for node in model.graph if node.op_type in ("Cos", "Sin")]
+    assert cosines
+    for node in cosines:
+        assert {node.name, node.inputs[0].producer().name} <= held
+        assert node.inputs[0].producer().op_type == "Mul"
+    if fused:
+        assert {node.op_type for node in model.graph if node.name in held} == set(angles)
 
 
 def test_the_parser_gets_bare_nodes(family, tmp_path):

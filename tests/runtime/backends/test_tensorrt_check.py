@@ -1,13 +1,16 @@
 """What judges an engine: its script in calls that fit, buffers by the call's sizes, refusals; on fakes."""
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from lineahead.convert.onnx.rollout import cases
 from lineahead.convert.tensorrt import check
+from lineahead.convert.tensorrt.graph import engine_graph, save_for_check
 from lineahead.errors import ExportError
 from lineahead.plugins.tensorrt.engine import Tensor
 from lineahead.plugins.tensorrt.record import Bucket
+from lineahead.runtime.artifact import read_artifact
 
 
 def buckets(*sizes):
@@ -94,3 +97,30 @@ def test_an_engine_that_nothing_fits_is_not_judged(monkeypatch, tmp_path):
     monkeypatch.setattr(check, "cases", lambda *_: script()[1:])
     with pytest.raises(ExportError, match="no call of the script fits an engine of at most 1 nodes"):
         check.compare(tmp_path / "graph.onnx", None, None, buckets((1, 1)), window=8)
+
+
+def narrow_angles(graph):
+    """Round the angles of rotary embeddings to 16 bits."""
+    for node in [one for one in graph if one.op_type in ("Cos", "Sin")]:
+        narrow = ir.node("Cast", [node.inputs[0]], {"to": int(ir.DataType.FLOAT16)})
+        wide = ir.node("Cast", narrow.outputs, {"to": int(ir.DataType.FLOAT)})
+        graph.insert_before(node, [narrow, wide])
+        node.replace_input_with(0, wide.outputs[0])
+
+
+def test_angles_in_16_bits_show_at_late_positions(artifact, tensorrt_fakes, tmp_path, monkeypatch):
+    source = read_artifact(artifact).graph("fp32")
+    monkeypatch.setattr(check, "cases", lambda *_: script()[:1])
+
+    def difference(late, *, narrow):
+        model = engine_graph(source, "fp16")
+        if narrow:
+            narrow_angles(model.graph)
+        save_for_check(model, tmp_path / "engine.onnx")
+        device = tensorrt_fakes.Device()
+        engine = tensorrt_fakes.Engine(tmp_path / "engine.onnx", device)
+        monkeypatch.setattr(check, "LATE", late)
+        return check.compare(source, engine, device, buckets((1, 16)), window=8)
+
+    assert difference(8192, narrow=False) < check.BOUND["fp16"] < difference(8192, narrow=True)
+    assert difference(0, narrow=True) < check.BOUND["fp16"]

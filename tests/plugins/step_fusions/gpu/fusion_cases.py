@@ -98,4 +98,5 @@ CASES = [
     *((GATED_UNIT.name, (2, 3, 96), {"activation": one}) for one in ACTIVATIONS),
     (GATED_UNIT.name, (5, 2 * 1536), {"activation": "silu"}),
     (GATED_UNIT.name, (2, 3, 14), {"activation": "silu"}),
+    (GATED_UNIT.name, (2, 24), {"activation": "silu"}),
 ]  # fmt: skip
