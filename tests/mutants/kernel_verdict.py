@@ -34,7 +34,7 @@ def verdict(kernels: Any, kernel: int, *, device: str = "cpu") -> str | None:
 
 def _verdict_of_prefill(kernels: Any, device: str) -> str | None:
     options = {"dtype": torch.float16, "variant": PREFILL, "chain": True, "in_place": True, "device": device}
-    calls = (0, 150, 62, 70), (32, 66, 1, 1), (0, 66, 1, 1)
+    calls = (0, 150, 62, 200), (32, 66, 1, 1), (0, 66, 1, 1)
     for name, (taps, nodes, length, pending) in itertools.product(FIRST[:2], calls):
         settings = dataclasses.replace(SETTINGS[name], conv_taps=taps)
         sizes = {"nodes": nodes, "length": (length, 2), "pending": pending, "accepts": pending}

@@ -89,6 +89,24 @@ __device__ __forceinline__ uint32_t to_tf32(float x) {
   return bits;
 }
 __device__ __forceinline__ float bits_to_float(uint32_t bits) { return __uint_as_float(bits); }
+__device__ __forceinline__ uint32_t float_to_bits(float x) { return __float_as_uint(x); }
+
+// Two numbers as 16-bit ones in a word, and back.
+__device__ __forceinline__ uint32_t pack(float low, float high, __half) {
+  const __half2 pair = __floats2half2_rn(low, high);
+  return *reinterpret_cast<const uint32_t*>(&pair);
+}
+__device__ __forceinline__ uint32_t pack(float low, float high, __nv_bfloat16) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  return *reinterpret_cast<const uint32_t*>(&pair);
+}
+__device__ __forceinline__ void unpack(uint32_t word, float& low, float& high, __half) {
+  const float2 pair = __half22float2(*reinterpret_cast<const __half2*>(&word));
+  low = pair.x, high = pair.y;
+}
+__device__ __forceinline__ void unpack(uint32_t word, float& low, float& high, __nv_bfloat16) {
+  low = __uint_as_float(word << 16), high = __uint_as_float(word & 0xffff0000u);
+}
 
 // Whether the calling block is the last of `count` to come here; the counter is zero again after that.
 __device__ __forceinline__ bool last_to_arrive(unsigned* counter, unsigned count) {

@@ -43,16 +43,16 @@ struct Kernels {
   static int bytes(PrefillPart part) { return part == PrefillPart::kAll && Attention::bytes > Commit::bytes ? Attention::bytes : Commit::bytes; }
 
   template <typename Kernel>
-  static cudaError_t put(Kernel* kernel, const Call& call, dim3 grid, int bytes, cudaStream_t stream) {
+  static cudaError_t put(Kernel* kernel, const Call& call, dim3 grid, int bytes, cudaStream_t stream, int threads = kPrefillThreads) {
     Layout layout{};
     layout.slice = kPassColumns;
-    return enqueue(reinterpret_cast<const void*>(kernel), call, layout, grid, bytes, stream);
+    return enqueue(reinterpret_cast<const void*>(kernel), call, layout, grid, bytes, stream, threads);
   }
   template <bool kLengths>
   static cudaError_t commit(const Call& call, cudaStream_t stream) {
     const dim3 grid(kSlices, 1, (unsigned)(call.batch * call.shared));
     const cudaError_t error = put(commit_kernel<kMap, kDim, T>, call, grid, Commit::bytes, stream);
-    return error == cudaSuccess ? put(window_kernel<kLengths, T>, call, grid, 0, stream) : error;
+    return error == cudaSuccess ? put(window_kernel<kLengths, T>, call, grid, 0, stream, kThreads) : error;
   }
   static cudaError_t attend(const Call& call, cudaStream_t stream) {
     if constexpr (kMap == kHedgehog) {

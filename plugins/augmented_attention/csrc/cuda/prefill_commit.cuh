@@ -16,7 +16,8 @@ struct CommitMemory {
   using Shape = PrefillShape<kMap, kDim>;
   static constexpr int key = 0, value = key + 2 * Shape::kKeyBytes, map = value + 2 * Shape::kValueBytes;
   static constexpr int phi = map + (Shape::kHedge ? Shape::kMapBytes : 0);
-  static constexpr int stats = phi + (Shape::kHedge ? kExactParts<T> * Shape::kPhiBytes : 0), bytes = stats + (Shape::kHedge ? kStatBytes : 0);
+  static constexpr int stats = phi + (Shape::kHedge ? kExactParts<T> * Shape::kPhiBytes : 0);
+  static constexpr int source = stats + (Shape::kHedge ? kStatBytes : 0), bytes = source + 2 * kChunk * 4;
 };
 
 // A block takes kPassColumns columns of one head. The window is read here and written by the next kernel.
@@ -35,59 +36,54 @@ __device__ void commit_state(const Call& call, int ring) {
   const int window_rows = ring + call.settings.sinks;
   const Rows<T> key_rows(call.window_key, call.pending_key, call.key, head, window_rows, call, kDim);
   const Rows<T> value_rows(call.window_value, call.pending_value, call.value, head, window_rows, call, kDim);
-  const auto stage = [&](int turn, int position) {
-    const int left = plan.fold_end - position;
+  int* sources = reinterpret_cast<int*>(shared + Memory::source);
+  const auto find = [&](int turn) {  // where the rows of a chunk are, two chunks ahead
+    const int position = plan.fold + turn * kChunk + thread_index();
+    if (thread_index() < kChunk) sources[turn % 2 * kChunk + thread_index()] = position < plan.fold_end ? plan.in_ring(position).packed() : -1;
+  };
+  const auto stage = [&](int turn) {
+    const int* from = sources + turn % 2 * kChunk;
     stage_chunk<kDim>(keys + turn % 2 * (Shape::kKeyBytes / 2), Shape::kKeyStride,
-                      [&](int r) { return r < left ? key_rows.at(plan.in_ring(position + r)) : nullptr; });
+                      [&](int r) { return from[r] < 0 ? nullptr : key_rows.at(Source::unpack(from[r])); });
     stage_chunk<kPassColumns>(values + turn % 2 * (Shape::kValueBytes / 2), kValueStride,
-                              [&](int r) { return r < left ? value_rows.at(plan.in_ring(position + r)) + start : nullptr; });
+                              [&](int r) { return from[r] < 0 ? nullptr : value_rows.at(Source::unpack(from[r])) + start; });
   };
   if (Shape::kHedge) stage_map<kDim>(map, call.key_map, g);
-  if (plan.fold < plan.fold_end) stage(0, plan.fold);
+  find(0), find(1);
+  sync_block();
+  if (plan.fold < plan.fold_end) stage(0);
   StateSlice<kFeatures> state;
   const size_t at = head * kFeatures * kDim + start;
   state.each([&](float& s, int f, int column) { s = call.state[at + (size_t)f * kDim + column]; });
-  const bool sums = Shape::kHedge && start == 0 && thread_index() < kFeatures;
-  float norm = sums ? call.norm[head * kFeatures + thread_index()] : 0;
+  const bool sums = Shape::kHedge && start == 0 && state.has_norm();
+  if (sums) state.each_norm([&](float& z, int f) { z = call.norm[head * kFeatures + f]; });
   for (int position = plan.fold, turn = 0; position < plan.fold_end; position += kChunk, ++turn) {
     wait_copies();
     sync_block();
     const T *key = keys + turn % 2 * (Shape::kKeyBytes / 2), *value = values + turn % 2 * (Shape::kValueBytes / 2);
-    if (position + kChunk < plan.fold_end) stage(turn + 1, position + kChunk);
+    if (position + kChunk < plan.fold_end) stage(turn + 1), find(turn + 2);
     if (Shape::kHedge) {
       map_chunk<kDim>(key, map, stats, [&](int row, int column, float up0, float up1, float low0, float low1) {
         T* to = split + row * Shape::kPhiStride + column;
 #pragma unroll
         for (int p = 0; p < kParts; ++p, to += kPart) {
-          const uint32_t up = pack_pair<T>(up0, up1), low = pack_pair<T>(low0, low1);
+          const uint32_t up = pack(up0, up1, T{}), low = pack(low0, low1, T{});
           float a0, a1, b0, b1;
-          unpack_pair<T>(up, a0, a1), unpack_pair<T>(low, b0, b1);
+          unpack(up, a0, a1, T{}), unpack(low, b0, b1, T{});
           *reinterpret_cast<uint32_t*>(to) = up, *reinterpret_cast<uint32_t*>(to + kDim) = low;
           up0 -= a0, up1 -= a1, low0 -= b0, low1 -= b1;
         }
       });
       sync_block();
-      if (sums) {
-        const int count = least(kChunk, plan.fold_end - position);
-        float sum = 0;
-#pragma unroll 4
-        for (int r = 0; r < count; ++r) {
-          float phi = 0;
-#pragma unroll
-          for (int p = kParts; p--;) phi += to_float(split[p * kPart + r * Shape::kPhiStride + thread_index()]);
-          sum += phi;
-        }
-        norm = fmaf(Shape::kUnscale, sum, norm);
-      }
     }
-    state.template fold<kParts>(value, Shape::kHedge ? split : key, Shape::kPhiStride, kPart, Shape::kUnscale);
+    state.template fold<kParts>(value, Shape::kHedge ? split : key, Shape::kPhiStride, kPart, Shape::kUnscale, sums, plan.fold_end - position);
   }
   state.each([&](float& s, int f, int column) { call.state_out[at + (size_t)f * kDim + column] = s; });
-  if (sums) call.norm_out[head * kFeatures + thread_index()] = norm;
+  if (sums && lane_index() < 4) state.each_norm([&](float& z, int f) { call.norm_out[head * kFeatures + f] = z; });
 }
 
 template <Map kMap, int kDim, typename T>
-__global__ void __launch_bounds__(kThreads, 1) commit_kernel(const Call given, const Layout, int ring) {
+__global__ void __launch_bounds__(kPrefillThreads, 1) commit_kernel(const Call given, const Layout, int ring) {
   Call call = given;
   Layout unused{};
   FixedPreset<kMap, kDim>::fix(call, unused);

@@ -6,14 +6,14 @@
 
 namespace lineahead::cuda {
 
-constexpr int kStatBytes = 2 * kChunk * 4 * 4;  // four floats of either half of each row
+constexpr int kStatBytes = kRoles * kChunk * 4 * 4;  // four floats of each row from each role
 
-// put(row, column, ..) gets features column and column + 1 of both softmaxes, times kPhiScale. A warp takes 16 rows and half of the columns; x, w
-// and `stats` may be written again by then. Synchronises once.
+// put(row, column, ..) gets features column and column + 1 of both softmaxes, times kPhiScale. A warp takes 16 rows and a quarter of the
+// columns; x, w and `stats` may be written again by then. Synchronises once.
 template <int kDim, typename T, typename Put>
 __device__ __forceinline__ void map_chunk(const T* x, const T* w, float* stats, Put put) {
-  constexpr int kStride = kDim + 8, kTiles = kDim / 16;
-  const int tile = warp_index() % 4, half = warp_index() / 4, first = half * (kDim / 2), q = lane_index() % 4;
+  constexpr int kStride = kDim + 8, kTiles = kDim / kRoles / 8;
+  const int tile = warp_index() % 4, role = warp_index() / 4, first = role * (kDim / kRoles), q = lane_index() % 4;
   float z[kTiles][4] = {}, down[kTiles][4];
 #pragma unroll 4
   for (int k = 0; k < kDim; k += 16) {
@@ -43,17 +43,22 @@ __device__ __forceinline__ void map_chunk(const T* x, const T* w, float* stats, 
         z[n][e] = __expf(z[n][e] - top), up += z[n][e];
       }
     own[u] = make_float4(top, bottom, row_sum(up), row_sum(low));
-    if (q == 0) store4(stats + (half * kChunk + tile * 16 + u * 8 + lane_index() / 4) * 4, own[u]);
+    if (q == 0) store4(stats + (role * kChunk + tile * 16 + u * 8 + lane_index() / 4) * 4, own[u]);
   }
   sync_block();
 #pragma unroll
   for (int u = 0; u < 2; ++u) {
     const int row = tile * 16 + u * 8 + lane_index() / 4;
-    const float4 other = load4(stats + ((1 - half) * kChunk + row) * 4);
-    const float up = __expf(own[u].x - fmaxf(own[u].x, other.x)), low = __expf(own[u].y - fmaxf(own[u].y, other.y));
-    const float up_sum = fmaf(own[u].z, up, other.z * __expf(other.x - fmaxf(own[u].x, other.x)));
-    const float low_sum = fmaf(own[u].w, low, other.w * __expf(other.y - fmaxf(own[u].y, other.y)));
-    const float a = kPhiScale * up / up_sum, b = kPhiScale * low / low_sum;
+    float4 all[kRoles];
+    float top = own[u].x, bottom = own[u].y, up = 0, low = 0;
+#pragma unroll
+    for (int i = 0; i < kRoles; ++i) {
+      all[i] = load4(stats + (i * kChunk + row) * 4);
+      top = fmaxf(top, all[i].x), bottom = fmaxf(bottom, all[i].y);
+    }
+#pragma unroll
+    for (int i = 0; i < kRoles; ++i) up = fmaf(all[i].z, __expf(all[i].x - top), up), low = fmaf(all[i].w, __expf(all[i].y - bottom), low);
+    const float a = kPhiScale * __expf(own[u].x - top) / up, b = kPhiScale * __expf(own[u].y - bottom) / low;
 #pragma unroll
     for (int n = 0; n < kTiles; ++n)
       put(row, first + n * 8 + q * 2, a * z[n][2 * u], a * z[n][2 * u + 1], b * down[n][2 * u], b * down[n][2 * u + 1]);
@@ -65,7 +70,7 @@ template <int kDim, typename T>
 __device__ __forceinline__ void stage_map(T* to, const void* maps, int head) {
   const T* from = static_cast<const T*>(maps) + (size_t)head * kDim * kDim;
 #pragma unroll 4
-  for (int i = thread_index(); i < kDim * kDim / 8; i += kThreads) copy_async(to + i / (kDim / 8) * (kDim + 8) + i % (kDim / 8) * 8, from + i * 8);
+  for (int i = thread_index(); i < kDim * kDim / 8; i += kPrefillThreads) copy_async(to + i / (kDim / 8) * (kDim + 8) + i % (kDim / 8) * 8, from + i * 8);
 }
 
 __host__ __device__ inline int chunk_count(const Call& call) { return (call.nodes + kChunk - 1) / kChunk; }
@@ -109,13 +114,13 @@ __device__ void map_features(const Call& call, int ring) {
   T* phi = map;
   map_chunk<kDim>(rows, map, reinterpret_cast<float*>(shared + Memory::stats), [&](int row, int column, float a, float b, float c, float d) {
     T* to = phi + row * Shape::kPhiStride + column;
-    *reinterpret_cast<uint32_t*>(to) = pack_pair<T>(a, b), *reinterpret_cast<uint32_t*>(to + kDim) = pack_pair<T>(c, d);
+    *reinterpret_cast<uint32_t*>(to) = pack(a, b, T{}), *reinterpret_cast<uint32_t*>(to + kDim) = pack(c, d, T{});
   });
   sync_block();
   T* out = features_at<T>(call, b, head, chunk);
   constexpr int kParts = Shape::kFeatures / 8;
 #pragma unroll 4
-  for (int i = thread_index(); i < kChunk * kParts; i += kThreads) {
+  for (int i = thread_index(); i < kChunk * kParts; i += kPrefillThreads) {
     const int r = i / kParts, part = i % kParts * 8;
     uint4 numbers = *reinterpret_cast<const uint4*>(phi + r * Shape::kPhiStride + part);
     if (is_key && position + r < plan.attended) numbers = uint4{0, 0, 0, 0};
@@ -124,7 +129,7 @@ __device__ void map_features(const Call& call, int ring) {
 }
 
 template <int kDim, typename T>
-__global__ void __launch_bounds__(kThreads) features_kernel(const Call given, const Layout, int ring) {
+__global__ void __launch_bounds__(kPrefillThreads, 2) features_kernel(const Call given, const Layout, int ring) {
   Call call = given;
   Layout unused{};
   FixedPreset<kHedgehog, kDim>::fix(call, unused);

@@ -1,15 +1,15 @@
 // Operands of the tensor cores from rows in shared memory, 16 x 16 numbers at a time, and what the prefill kernels share.
 //
-// A chunk is 64 positions of one head. Where 16 rows of it and all their columns are one warp's, warp % 4 says which rows.
+// A chunk is 64 positions of one head. warp % 4 says which 16 rows of it are a warp's, warp / 4 what it does with them: blocks have
+// 16 warps, as a chunk is a chain of products that wait for each other, and a warp alone would wait with them.
 #pragma once
-
-#include <cstring>
 
 #include "block.cuh"
 #include "stream_preset.cuh"
 
 namespace lineahead::cuda {
 
+constexpr int kPrefillThreads = 512, kRoles = 4;
 constexpr int kChunk = 64, kValueStride = kPassColumns + 8;
 constexpr float kPhiScale = 4096;  // features are kept as 16-bit numbers times this: half's least ones are 6e-8
 
@@ -43,25 +43,6 @@ __device__ __forceinline__ void load_right_transposed(const T* rows, int stride,
   load_matrices_transposed(b, rows + (k + lane_index() % 16) * stride + column + lane_index() / 16 * 8);
 }
 
-template <typename T>
-__device__ __forceinline__ uint32_t pack_pair(float low, float high) {
-  const T pair[2] = {from_float<T>(low), from_float<T>(high)};
-  uint32_t word;
-  memcpy(&word, pair, 4);
-  return word;
-}
-template <typename T>
-__device__ __forceinline__ void unpack_pair(uint32_t word, float& low, float& high) {
-  T pair[2];
-  memcpy(pair, &word, 4);
-  low = to_float(pair[0]), high = to_float(pair[1]);
-}
-__device__ __forceinline__ uint32_t bits_of(float x) {
-  uint32_t bits;
-  memcpy(&bits, &x, 4);
-  return bits;
-}
-
 // Over the four lanes that hold one row of an accumulator.
 __device__ __forceinline__ float row_sum(float x) { return lane_sum(x, 4); }
 __device__ __forceinline__ float row_max(float x) {
@@ -74,7 +55,7 @@ template <int kWidth, typename T, typename At>
 __device__ __forceinline__ void stage_chunk(T* to, int stride, At at) {
   constexpr int kParts = kWidth / 8;
 #pragma unroll 4
-  for (int i = thread_index(); i < kChunk * kParts; i += kThreads) {
+  for (int i = thread_index(); i < kChunk * kParts; i += kPrefillThreads) {
     const int r = i / kParts, part = i % kParts * 8;
     const T* from = at(r);
     if (from)
@@ -82,6 +63,22 @@ __device__ __forceinline__ void stage_chunk(T* to, int stride, At at) {
     else
       *reinterpret_cast<uint4*>(to + r * stride + part) = uint4{0, 0, 0, 0};
   }
+}
+
+// The same of rows that follow each other, `step` numbers apart, of which there are `count`.
+template <int kWidth, typename T>
+__device__ __forceinline__ void stage_rows(T* to, int stride, const T* from, int step, int count) {
+  constexpr int kParts = kWidth / 8, kRows = kPrefillThreads / kParts, kTurns = kChunk / kRows > 0 ? kChunk / kRows : 1;
+  const int row = thread_index() / kParts, part = thread_index() % kParts * 8;
+  to += row * stride + part, from += row * step + part;
+#pragma unroll
+  for (int i = 0; i < kTurns; ++i, to += kRows * stride, from += kRows * step)
+    if (row + i * kRows >= kChunk)
+      break;
+    else if (row + i * kRows < count)
+      copy_async(to, from);
+    else
+      *reinterpret_cast<uint4*>(to) = uint4{0, 0, 0, 0};
 }
 
 // The row of a key or value as the commit leaves them: `window` [Hkv, rows, kDim] and `nodes` [Hkv, T, kDim] of one sequence's
@@ -94,21 +91,23 @@ __device__ __forceinline__ const T* row_at(const Call& call, const Plan& plan, s
   return static_cast<const T*>(window) + (head * (plan.ring + call.settings.sinks) + position % plan.ring) * kDim;
 }
 
-// A slice of S, transposed, over the block's warps; accumulators of kBands x kTiles products. Its layout is that of a TF32 product's
-// right operand when features 2 q and 2 q + 1 are depths q and q + 4.
+// A slice of S, transposed, over the block's warps, as accumulators of kBands x kTiles products; and of the norm.
 template <int kFeatures>
 struct StateSlice {
-  static constexpr int kGroups = kFeatures >= 128 ? 8 : 4, kWide = kFeatures / kGroups, kTiles = kWide / 8;
-  static constexpr int kBands = kGroups == 8 ? 2 : 1;
+  static constexpr int kWide = 16, kTiles = kWide / 8, kGroups = kFeatures / kWide, kBands = kGroups == 16 ? 2 : 1;
   float s[kBands][kTiles][4];
+  float norm[kTiles][2];
 
   __device__ static int first_feature() { return warp_index() % kGroups * kWide; }
   __device__ static int first_column(int band) { return (kBands == 2 ? band : warp_index() / kGroups) * 16; }
+  __device__ static bool is_used() { return kBands == 2 || warp_index() / kGroups < 2; }  // there are more warps than parts
+  __device__ static bool has_norm() { return first_column(0) == 0; }
   __device__ static int feature(int n, int e) { return first_feature() + n * 8 + lane_index() % 4 * 2 + e % 2; }
   __device__ static int column(int band, int e) { return first_column(band) + lane_index() / 4 + e / 2 * 8; }
 
   template <typename Visit>
   __device__ __forceinline__ void each(Visit visit) {
+    if (!is_used()) return;
 #pragma unroll
     for (int m = 0; m < kBands; ++m)
 #pragma unroll
@@ -116,17 +115,27 @@ struct StateSlice {
 #pragma unroll
         for (int e = 0; e < 4; ++e) visit(s[m][n][e], feature(n, e), column(m, e));
   }
+  template <typename Visit>
+  __device__ __forceinline__ void each_norm(Visit visit) {
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) visit(norm[n][0], feature(n, 0)), visit(norm[n][1], feature(n, 1));
+  }
 
-  // += factor phi^T v of a chunk; phi is the sum of kParts matrices, `part` numbers apart. A chunk is summed by itself: the tensor
-  // cores round sums down, and what they add to would drift.
+  // += factor phi^T v of a chunk, and where `sums`, the norm += factor times the sum of its first `count` rows; phi is the sum of
+  // kParts matrices, `part` numbers apart. A chunk is summed by itself: the tensor cores round sums down, and what they add to
+  // would drift.
   template <int kParts, typename T>
-  __device__ __forceinline__ void fold(const T* value, const T* phi, int stride, int part, float factor) {
-    float sum[kBands][kTiles][4] = {};
+  __device__ __forceinline__ void fold(const T* value, const T* phi, int stride, int part, float factor, bool sums, int count) {
+    if (!is_used()) return;
+    float sum[kBands][kTiles][4] = {}, ones[kTiles][4] = {};
 #pragma unroll
     for (int k = 0; k < kChunk; k += 16) {
       uint32_t a[kBands][4];
 #pragma unroll
       for (int m = 0; m < kBands; ++m) load_left_transposed(value, kValueStride, k, first_column(m), a[m]);
+      const int row = k + lane_index() % 4 * 2;
+      const uint32_t low = pack(row < count, row + 1 < count, T{}), high = pack(row + 8 < count, row + 9 < count, T{});
+      const uint32_t one[4] = {low, low, high, high};
 #pragma unroll
       for (int p = 0; p < kParts; ++p)
 #pragma unroll
@@ -135,14 +144,17 @@ struct StateSlice {
           load_right_transposed(phi + p * part, stride, k, first_feature() + n * 8, b);
 #pragma unroll
           for (int m = 0; m < kBands; ++m) multiply(sum[m][n], a[m], b[0], b[1], T{}), multiply(sum[m][n + 1], a[m], b[2], b[3], T{});
+          if (sums) multiply(ones[n], one, b[0], b[1], T{}), multiply(ones[n + 1], one, b[2], b[3], T{});
         }
     }
 #pragma unroll
-    for (int m = 0; m < kBands; ++m)
+    for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
-      for (int n = 0; n < kTiles; ++n)
+      for (int m = 0; m < kBands; ++m)
 #pragma unroll
         for (int e = 0; e < 4; ++e) s[m][n][e] = fmaf(factor, sum[m][n][e], s[m][n][e]);
+      if (sums) norm[n][0] = fmaf(factor, ones[n][0], norm[n][0]), norm[n][1] = fmaf(factor, ones[n][1], norm[n][1]);
+    }
   }
 };
 

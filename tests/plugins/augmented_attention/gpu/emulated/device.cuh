@@ -52,6 +52,18 @@ inline float bits_to_float(uint32_t bits) {
   std::memcpy(&x, &bits, 4);
   return x;
 }
+inline uint32_t float_to_bits(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  return bits;
+}
+inline uint32_t pack(float low, float high, __half) {
+  const __half pair[2] = {__float2half_rn(low), __float2half_rn(high)};
+  uint32_t word;
+  std::memcpy(&word, pair, 4);
+  return word;
+}
+inline uint32_t pack(float low, float high, __nv_bfloat16) { return (uint32_t)__float2bfloat16_rn(high).bits << 16 | __float2bfloat16_rn(low).bits; }
 inline uint32_t to_tf32(float x) {
   uint32_t bits;
   std::memcpy(&bits, &x, 4);
@@ -67,6 +79,8 @@ inline float half_of(uint32_t word, int i) {
 }
 inline float bfloat_of(uint32_t word, int i) { return __bfloat162float({(uint16_t)(word >> 16 * i)}); }
 inline float tf32_of(uint32_t word, int) { return bits_to_float(word & ~0x1fffu); }
+inline void unpack(uint32_t word, float& low, float& high, __half) { low = half_of(word, 0), high = half_of(word, 1); }
+inline void unpack(uint32_t word, float& low, float& high, __nv_bfloat16) { low = bfloat_of(word, 0), high = bfloat_of(word, 1); }
 inline void multiply(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, __half) { warp_product(sum, a, b0, b1, 2, half_of); }
 inline void multiply(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, __nv_bfloat16) {
   warp_product(sum, a, b0, b1, 2, bfloat_of);
