@@ -11,7 +11,7 @@ namespace lineahead::cuda {
 
 namespace {
 
-constexpr int kMostNodes = 64;   // of one call of the other kernels
+constexpr int kMostNodes = 16;   // of a chain that the streaming kernel reads sooner
 constexpr int kMostRows = 64;    // pending ones that they commit themselves
 
 // visit(map, dim) with the preset of the call as types; the answer for other calls is `none`.

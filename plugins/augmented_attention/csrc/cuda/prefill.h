@@ -7,8 +7,8 @@
 
 namespace lineahead::cuda {
 
-// Which of them a call gets: all for a chain of more nodes than one call of the other kernels takes; the commit alone where more rows
-// may be accepted than that, as after such a chain. kPrefill asks for all, or, without `chain`, for the commit. Only the presets
+// Which of them a call gets: all for a chain of more than 16 nodes, which the others are slower to read; the commit alone where more than
+// 64 rows may be accepted, as after a long chain. kPrefill asks for all, or, without `chain`, for the commit. Only the presets
 // softmax-hedgehog and augmented have them, with windows of 64 and heads of 64 or 128.
 enum class PrefillPart { kNone, kCommit, kAll };
 PrefillPart prefill_part(const Call& call, int shared_memory);
