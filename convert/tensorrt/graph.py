@@ -42,9 +42,10 @@ def lower_for_engine(model: ir.Model, precision: str, *, chain: bool = False, fu
     if precision in NARROW:
         narrow(model, precision)
         simplify(model)
-    if chain:
-        for node in model.graph:
-            if (node.domain, node.op_type) == (DOMAIN, OP_TYPE):
+    for node in model.graph:
+        if node.domain == DOMAIN:
+            node.attributes["precision"] = ir.AttrString("precision", precision)
+            if chain and node.op_type == OP_TYPE:
                 node.attributes["chain"] = ir.AttrInt64("chain", 1)
 
 

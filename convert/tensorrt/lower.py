@@ -15,6 +15,7 @@ from lineahead.convert.tensorrt.passes import simplify
 from lineahead.convert.tensorrt.rewriting import Owner, Writer, known, rewrite, stand_between
 from lineahead.errors import ExportError
 from lineahead.plugins.augmented_attention.schema import CALL, DOMAIN, INPUTS, OP_TYPE
+from lineahead.plugins.augmented_attention.tensorrt import OWN_FIELDS
 from lineahead.plugins.step_fusions.schema import FUSIONS
 from lineahead.plugins.step_graph import CALL_INPUTS, LENGTH_IN, LENGTH_OUT
 
@@ -74,6 +75,8 @@ def checkable(model: ir.Model) -> None:
     for node in list(model.graph):
         if node.domain != DOMAIN:
             continue
+        for name in OWN_FIELDS:
+            node.attributes.pop(name, None)
         for place, name in enumerate(INPUTS if node.op_type == OP_TYPE else FUSIONS[node.op_type].inputs):
             value = node.inputs[place]
             assert value is not None

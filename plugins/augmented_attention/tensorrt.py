@@ -30,7 +30,8 @@ NAME, VERSION, NAMESPACE = OP_TYPE, "1", ""
 Kind = Literal["string", "int", "float"]
 _KINDS: dict[type, Kind] = {str: "string", bool: "int", int: "int", float: "float"}
 
-OWN_FIELDS: dict[str, Kind] = {"chain": "int"}  # not in the ONNX node; may be left out, and is 0 then
+# Not in the ONNX node; they may be left out.
+OWN_FIELDS: dict[str, Kind] = {"chain": "int", **step_fusions.OWN_FIELDS}
 FIELDS: dict[str, Kind] = {
     **{name: _KINDS[type(value)] for name, value in AttentionSettings().as_dict().items()},
     "scale": "float",
@@ -41,7 +42,7 @@ FLOATS_8, FLOATS = ("float32", "float16"), ("float32", "float16", "bfloat16")
 
 
 def attributes(
-    settings: AttentionSettings, scale: float, *, chain: bool = False
+    settings: AttentionSettings, scale: float, *, chain: bool = False, precision: str = "any"
 ) -> dict[str, str | int | float]:
     """The node's attributes, by FIELDS.
 
@@ -50,8 +51,10 @@ def attributes(
         scale: multiplier of ``q . k``.
         chain: promise that `ancestors` is always a lower triangle: it is not read then, and long calls are
             prefilled.
+        precision: type of the float ports but `state` and `norm`: ``fp32``, ``fp16``, ``bf16`` or ``any``.
     """
-    values: dict[str, Any] = {**settings.as_dict(), "scale": float(scale), "chain": chain}
+    own = {"scale": float(scale), "chain": chain, "precision": precision}
+    values: dict[str, Any] = {**settings.as_dict(), **own}
     return {name: int(value) if isinstance(value, bool) else value for name, value in values.items()}
 
 

@@ -14,7 +14,8 @@ The one description of them: the plugin library (``csrc/tensorrt``) has the same
   Source: Shazeer, 2020, arXiv:2002.05202.
 
 Ports share one type, float32, float16 or (TensorRT 10) bfloat16, but for the wide ones, which are float32;
-arithmetic is float32.
+arithmetic is float32. The plugins have one more field, `precision` (``any``, ``fp32``, ``fp16``,
+``bf16``), which may be left out: TensorRT 8.6 chooses types by itself, and chose float32 in fp16 networks.
 """
 
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from lineahead.plugins.augmented_attention.schema import DOMAIN as DOMAIN
 
 Kind = Literal["string", "int", "float"]
 ACTIVATIONS = ("silu", "gelu_tanh", "gelu")
+OWN_FIELDS: dict[str, Kind] = {"precision": "string"}  # of the plugins alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +73,10 @@ FUSIONS = {one.name: one for one in (ADD_RMS_NORM, RMS_NORM, ROTARY_HEADS, GATED
 def description() -> dict[str, Any]:
     """What the plugin library says of them."""
     return {
-        one.name: {"inputs": list(one.inputs), "outputs": list(one.outputs), "fields": dict(one.fields)}
+        one.name: {
+            "inputs": list(one.inputs),
+            "outputs": list(one.outputs),
+            "fields": one.fields | OWN_FIELDS,
+        }
         for one in FUSIONS.values()
     }

@@ -22,7 +22,7 @@ from lineahead.convert.tensorrt.passes import simplify
 from lineahead.convert.tensorrt.products import merge_products
 from lineahead.plugins.augmented_attention.huggingface.step_model import StepModel
 from lineahead.plugins.augmented_attention.methods import preset
-from lineahead.plugins.step_fusions.schema import FUSIONS
+from lineahead.plugins.step_fusions.schema import FUSIONS, OWN_FIELDS
 from lineahead.plugins.step_graph import LENGTH_IN, LENGTH_OUT
 
 SIZES = {
@@ -141,7 +141,7 @@ def test_the_parser_gets_bare_nodes(family, tmp_path):
     mine = [node for node in bare.graph.node if node.op_type in FUSIONS]
     assert len(mine) == sum(COUNTS[family.name])
     for node in mine:
-        assert {one.name for one in node.attribute} == set(FUSIONS[node.op_type].fields)
+        assert {one.name for one in node.attribute} == {*FUSIONS[node.op_type].fields, *OWN_FIELDS}
         assert not node.overload
 
 

@@ -224,6 +224,21 @@ def test_contexts_have_counters_of_their_own(plugins, plugin):
         plugins.c.destroy(one)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_precision_leaves_one_type(precision, plugins):
+    """Of the query, whose type all float ports share; TensorRT 8.6 would choose by itself."""
+    plugin = plugins.create(tensorrt.attributes(SETTINGS["augmented"], 1.0, precision=precision))
+    count = len(INPUTS) + len(OUTPUTS)
+    said = {}
+    for name in ("fp32", "fp16"):
+        types = [DATA_TYPES["float32" if name == "fp32" else "float16"]] * count
+        types[INPUTS.index("length")] = DATA_TYPES["int32"]
+        given = ((ctypes.c_int * count)(*one) for one in (types, [LINEAR] * count))
+        said[name] = bool(plugins.c.is_supported(plugin, 0, *given, len(INPUTS), len(OUTPUTS)))
+    assert said == {name: name == precision for name in said}
+    plugins.c.destroy(plugin)
+
+
 def test_scalars_serve_all_heads(plugins):
     """alpha and local_scale of one element."""
     settings = SETTINGS["augmented"]
@@ -256,6 +271,7 @@ def test_a_missing_field_is_named(name, plugins):
         ({"window": 1.5}, {"window": "float"}, "'window' is not a integer"),
         ({"eps": float("inf")}, {}, "'eps' is not a number"),
         ({"decay": 1}, {}, "no field 'decay'"),
+        ({"precision": "int8"}, {}, "no precision 'int8'"),
     ],
 )
 def test_bad_fields_are_named(changed, kinds, message, plugins):
@@ -265,7 +281,8 @@ def test_bad_fields_are_named(changed, kinds, message, plugins):
 
 def test_fields_as_other_numbers_and_without_the_optional(plugins):
     wide = {"eps": "float64", "scale": "float64"} | ({"window": "int64"} if plugins.major >= 10 else {})
-    given = {name: value for name, value in FIELDS.items() if name != "chain"} | {"plugin_version": "1"}
+    given = {name: value for name, value in FIELDS.items() if name not in tensorrt.OWN_FIELDS}
+    given |= {"plugin_version": "1"}
     plugins.c.destroy(plugins.create(given, wide))
 
 

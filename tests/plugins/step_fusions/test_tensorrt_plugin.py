@@ -17,10 +17,11 @@ from operator_plugin_call import DATA_TYPES, RefusedError, build, find_lean
 from lineahead.errors import BackendError
 from lineahead.plugins import library as plugin_library
 from lineahead.plugins.augmented_attention import native
-from lineahead.plugins.step_fusions.schema import FUSIONS, description
+from lineahead.plugins.step_fusions.schema import FUSIONS, OWN_FIELDS, description
 
 TYPES = (torch.float32, torch.float16, torch.bfloat16)
 LINEAR, CHW4 = 0, 1
+PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 FIRST = {name: next(case for case in CASES if case[0] == name) for name in FUSIONS}
 
 
@@ -67,7 +68,7 @@ def test_fields_are_announced_by_name_and_type(name, plugins):
     kinds = {1: "float", 5: "int", 6: "string"}
     count = plugins.c.field_count()
     fields = {plugins.c.field_name(i).decode(): kinds[plugins.c.field_type(i)] for i in range(count)}
-    assert fields == FUSIONS[name].fields
+    assert fields == FUSIONS[name].fields | OWN_FIELDS
 
 
 @pytest.mark.parametrize("case", range(len(CASES)), ids=[f"{name}-{shape}" for name, shape, _ in CASES])
@@ -116,6 +117,29 @@ def test_types_of_ports(name, plugins):
     plugins.c.destroy(plugin)
 
 
+@pytest.mark.parametrize("name", FUSIONS)
+def test_a_precision_leaves_one_type(name, plugins):
+    plugins.choose(name)
+    fusion = FUSIONS[name]
+    count = len(fusion.inputs) + len(fusion.outputs)
+    for precision, only in PRECISIONS.items():
+        if precision == "bf16" and plugins.major < 10:
+            with pytest.raises(RefusedError, match="no precision 'bf16'"):
+                plugins.create(FIRST[name][2] | {"precision": precision})
+            continue
+        first = plugins.create(FIRST[name][2] | {"precision": precision})
+        plugin = plugins.reload(first)
+        for kind in PRECISIONS.values():
+            if kind == "bfloat16" and plugins.major < 10:
+                continue
+            types = (ctypes.c_int * count)(*[DATA_TYPES[kind]] * count)
+            formats = (ctypes.c_int * count)(*[LINEAR] * count)
+            said = plugins.c.is_supported(plugin, 0, types, formats, len(fusion.inputs), len(fusion.outputs))
+            assert bool(said) == (kind == only), (precision, kind)
+        plugins.c.destroy(first)
+        plugins.c.destroy(plugin)
+
+
 @pytest.mark.parametrize(
     ("name", "changed", "message"),
     [
@@ -125,6 +149,7 @@ def test_types_of_ports(name, plugins):
         ("RotaryHeads", {"head_dim": 7}, "out of range"),
         ("RotaryHeads", {"heads": 0}, "out of range"),
         ("GatedUnit", {"activation": "relu"}, "no activation 'relu'"),
+        ("RMSNorm", {"precision": "int8"}, "no precision 'int8'"),
     ],
 )
 def test_bad_fields_are_named(name, changed, message, plugins):

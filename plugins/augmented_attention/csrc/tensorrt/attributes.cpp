@@ -12,6 +12,7 @@ const Field kFields[kFieldCount] = {
     {"normalizes", Kind::kString, false}, {"qk_norm", Kind::kInt, false},       {"local_norm", Kind::kInt, false},
     {"conv_taps", Kind::kInt, false},     {"eps", Kind::kFloat, false},         {"sinks", Kind::kInt, false},
     {"causal", Kind::kInt, false},        {"scale", Kind::kFloat, false},       {"chain", Kind::kInt, true},
+    kPrecision,
 };
 
 namespace {
@@ -55,7 +56,7 @@ bool Attributes::settle(std::string& error) {
   s.floor = alone && s.map == cuda::kRfa ? std::exp(-2.0f) : 0.0f;  // feature_maps/rfa.py
   if (!values[kFieldCausal].number) return error = "causal=0: the step operator is causal", false;
   if (s.window < 1 || s.taps < 0 || s.sinks < 0) return error = "window, conv_taps or sinks is out of range", false;
-  return true;
+  return settle_precision(values[kFieldPrecision], error);
 }
 
 }  // namespace lineahead::tensorrt

@@ -137,6 +137,23 @@ std::vector<PluginField> announced_fields(const Field* table, int32_t count) {
   return fields;
 }
 
+bool settle_precision(Value& precision, std::string& error) {
+  constexpr const char* names[] = {"any", "fp32", "fp16", "bf16"};
+  int32_t chosen = 0;
+  if (precision.text.empty()) precision.text = names[0];
+  return choose(kPrecision, precision, names, LINEAHEAD_V3 ? 4 : 3, chosen, error);
+}
+
+bool allows(const Value& precision, nvinfer1::DataType type) {
+  const bool any = precision.text == "any";
+  if (type == nvinfer1::DataType::kFLOAT) return any || precision.text == "fp32";
+  if (type == nvinfer1::DataType::kHALF) return any || precision.text == "fp16";
+#if LINEAHEAD_V3
+  if (type == nvinfer1::DataType::kBF16) return any || precision.text == "bf16";
+#endif
+  return false;
+}
+
 bool choose(const Field& field, const Value& value, const char* const* names, int32_t count, int32_t& chosen, std::string& error) {
   for (int32_t i = 0; i < count; ++i)
     if (value.text == names[i]) return chosen = i, true;

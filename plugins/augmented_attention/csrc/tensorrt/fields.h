@@ -36,6 +36,12 @@ std::string write_lines(const Field* table, int32_t count, const Value* values);
 std::vector<nvinfer1::PluginField> plugin_fields(const Field* table, int32_t count, const Value* values);
 // Names and types without values.
 std::vector<nvinfer1::PluginField> announced_fields(const Field* table, int32_t count);
+// A type for all float ports of a node: a weakly typed network takes another one where it finds that faster, or does not look.
+constexpr Field kPrecision{"precision", Kind::kString, true};
+// Makes a precision that was left out "any"; on failure says what is wrong with it.
+bool settle_precision(Value& precision, std::string& error);
+// Whether a float port may have `type`.
+bool allows(const Value& precision, nvinfer1::DataType type);
 // Which of `names` a field has, as its place.
 bool choose(const Field& field, const Value& value, const char* const* names, int32_t count, int32_t& chosen, std::string& error);
 

@@ -21,13 +21,6 @@ bool is_index(int32_t input) { return input == kLength || input == kAcceptIndex 
 
 bool is_wide(int32_t input) { return input == kState || input == kNorm; }
 
-bool is_float(DataType type) {
-#if LINEAHEAD_V3
-  if (type == DataType::kBF16) return true;
-#endif
-  return type == DataType::kFLOAT || type == DataType::kHALF;
-}
-
 bool is_integer(DataType type) {
 #if LINEAHEAD_V3
   if (type == DataType::kINT64) return true;
@@ -104,14 +97,15 @@ bool is_updated(const cuda::Settings& settings, int32_t output) {
   return output == kWindowKeyOut || output == kWindowValueOut;
 }
 
-bool supports(int32_t position, const PluginTensorDesc& port, const PluginTensorDesc& query, const PluginTensorDesc& length) {
+bool supports(const Attributes& attributes, int32_t position, const PluginTensorDesc& port, const PluginTensorDesc& query,
+              const PluginTensorDesc& length) {
   if (position < 0 || position >= kInputs + kOutputs || port.format != nvinfer1::TensorFormat::kLINEAR) return false;
   const int32_t input = position < kInputs ? position : kSources[position - kInputs];
   if (is_wide(input)) return port.type == DataType::kFLOAT;
   if (input == kLength) return is_integer(port.type);
   if (is_index(input)) return port.type == length.type;
   if (input == kAncestors) return port.type == DataType::kINT32 || (LINEAHEAD_V3 && port.type == DataType::kBOOL);
-  return input == kQuery && position == kQuery ? is_float(port.type) : port.type == query.type;
+  return position == kQuery ? allows(attributes.values[kFieldPrecision], port.type) : port.type == query.type;
 }
 
 bool describe(const Attributes& attributes, const PluginTensorDesc* inputs, cuda::Call& call, std::string& error) {

@@ -25,7 +25,7 @@ extern const Input kSources[kOutputs];
 
 enum FieldName : int32_t {
   kFieldLocal, kFieldPattern, kFieldWindow, kFieldMap, kFieldFeatureDim, kFieldNormalizer, kFieldNormalizes, kFieldQkNorm,
-  kFieldLocalNorm, kFieldTaps, kFieldEps, kFieldSinks, kFieldCausal, kFieldScale, kFieldChain, kFieldCount,
+  kFieldLocalNorm, kFieldTaps, kFieldEps, kFieldSinks, kFieldCausal, kFieldScale, kFieldChain, kFieldPrecision, kFieldCount,
 };
 extern const Field kFields[kFieldCount];
 
@@ -50,7 +50,7 @@ struct Attributes {
 bool is_updated(const cuda::Settings& settings, int32_t output);
 
 // Whether port `position` (inputs, then outputs) may have this type and format, given those before it.
-bool supports(int32_t position, const nvinfer1::PluginTensorDesc& port, const nvinfer1::PluginTensorDesc& query,
+bool supports(const Attributes& attributes, int32_t position, const nvinfer1::PluginTensorDesc& port, const nvinfer1::PluginTensorDesc& query,
               const nvinfer1::PluginTensorDesc& length);
 
 // Sizes and types of a call whose inputs are as described, without pointers; on failure says which port is at fault.

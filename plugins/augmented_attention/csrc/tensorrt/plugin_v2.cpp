@@ -43,7 +43,7 @@ class Plugin final : public IPluginV2DynamicExt {
   }
 
   bool supportsFormatCombination(int32_t position, const PluginTensorDesc* ports, int32_t inputs, int32_t outputs) noexcept override {
-    return inputs == kInputs && outputs == kOutputs && supports(position, ports[position], ports[kQuery], ports[kLength]);
+    return inputs == kInputs && outputs == kOutputs && supports(work_.attributes(), position, ports[position], ports[kQuery], ports[kLength]);
   }
 
   void configurePlugin(const DynamicPluginTensorDesc* inputs, int32_t count, const DynamicPluginTensorDesc*, int32_t) noexcept override {

@@ -67,7 +67,8 @@ class Plugin final : public IPluginV3, public IPluginV3OneCore, public Build, pu
 
   bool supportsFormatCombination(int32_t position, const DynamicPluginTensorDesc* ports, int32_t inputs,
                                  int32_t outputs) noexcept override {
-    return inputs == kInputs && outputs == kOutputs && supports(position, ports[position].desc, ports[kQuery].desc, ports[kLength].desc);
+    return inputs == kInputs && outputs == kOutputs &&
+           supports(work_.attributes(), position, ports[position].desc, ports[kQuery].desc, ports[kLength].desc);
   }
 
   size_t getWorkspaceSize(const DynamicPluginTensorDesc* inputs, int32_t count, const DynamicPluginTensorDesc*,

@@ -8,22 +8,22 @@ namespace lineahead::fusions {
 using nvinfer1::DataType;
 
 bool Fusion::read(const nvinfer1::PluginFieldCollection* fields, std::string& error) {
-  return tensorrt::read_fields(kind_.fields, kind_.field_count, fields, values_, error) && kind_.settle(values_, error);
+  return tensorrt::read_fields(kind_.fields, kind_.field_count, fields, values_, error) && settle(error);
 }
 
 bool Fusion::read(const std::string& text, std::string& error) {
-  return tensorrt::read_lines(kind_.fields, kind_.field_count, text, values_, error) && kind_.settle(values_, error);
+  return tensorrt::read_lines(kind_.fields, kind_.field_count, text, values_, error) && settle(error);
+}
+
+bool Fusion::settle(std::string& error) {
+  return tensorrt::settle_precision(values_[kind_.field_count - 1], error) && kind_.settle(values_, error);
 }
 
 bool Fusion::supports(int32_t position, const nvinfer1::PluginTensorDesc& port, const nvinfer1::PluginTensorDesc& first) const {
   if (position < 0 || position >= kind_.inputs.count + kind_.outputs.count) return false;
   if (port.format != nvinfer1::TensorFormat::kLINEAR) return false;
   if (position < kind_.inputs.count && kind_.wide >> position & 1) return port.type == DataType::kFLOAT;
-  if (position) return port.type == first.type;
-#if LINEAHEAD_V3
-  if (port.type == DataType::kBF16) return true;
-#endif
-  return port.type == DataType::kFLOAT || port.type == DataType::kHALF;
+  return position ? port.type == first.type : tensorrt::allows(values_[kind_.field_count - 1], port.type);
 }
 
 int32_t Fusion::enqueue(const Operands& operands) const {

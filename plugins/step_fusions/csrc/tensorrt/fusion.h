@@ -14,7 +14,7 @@ namespace lineahead::fusions {
 using tensorrt::Field;
 using tensorrt::Value;
 
-constexpr int32_t kMostPorts = 3, kMostFields = 3;
+constexpr int32_t kMostPorts = 3, kMostFields = 4;
 constexpr char kFusionVersion[] = "1";
 
 struct Ports {
@@ -38,7 +38,7 @@ struct Kind {
   uint32_t wide;  // a bit for each input that is always float32
   int32_t field_count;
   Field fields[kMostFields];
-  // Whether the fields' values make sense.
+  // Whether the fields' values make sense; the last field is the precision.
   bool (*settle)(const Values& values, std::string& error);
   // Shape of an output as TensorRT's expressions.
   nvinfer1::DimsExprs (*shape)(const Values& values, int32_t output, const nvinfer1::DimsExprs* inputs, nvinfer1::IExprBuilder& builder);
@@ -70,6 +70,8 @@ class Fusion {
   int32_t enqueue(const Operands& operands) const;
 
  private:
+  bool settle(std::string& error);
+
   const Kind& kind_;
   Values values_;
 };

@@ -133,12 +133,12 @@ constexpr tensorrt::Kind kInteger = tensorrt::Kind::kInt, kReal = tensorrt::Kind
 }  // namespace
 
 const Kind kFusions[kKinds] = {
-    {"AddRMSNorm", {3, {"x", "residual", "weight"}}, {2, {"normed", "total"}}, 4, 1, {{"epsilon", kReal, false}}, settle_norm, norm_shape,
+    {"AddRMSNorm", {3, {"x", "residual", "weight"}}, {2, {"normed", "total"}}, 4, 2, {{"epsilon", kReal, false}, tensorrt::kPrecision}, settle_norm, norm_shape,
      run_norm<true>},
-    {"RMSNorm", {2, {"x", "weight"}}, {1, {"normed"}}, 2, 1, {{"epsilon", kReal, false}}, settle_norm, norm_shape, run_norm<false>},
-    {"RotaryHeads", {3, {"product", "cos", "sin"}}, {3, {"query", "key", "value"}}, 6, 3,
-     {{"heads", kInteger, false}, {"kv_heads", kInteger, false}, {"head_dim", kInteger, false}}, settle_rotary, rotary_shape, run_rotary},
-    {"GatedUnit", {1, {"product"}}, {1, {"output"}}, 0, 1, {{"activation", kText, false}}, settle_gate, gate_shape, run_gate},
+    {"RMSNorm", {2, {"x", "weight"}}, {1, {"normed"}}, 2, 2, {{"epsilon", kReal, false}, tensorrt::kPrecision}, settle_norm, norm_shape, run_norm<false>},
+    {"RotaryHeads", {3, {"product", "cos", "sin"}}, {3, {"query", "key", "value"}}, 6, 4,
+     {{"heads", kInteger, false}, {"kv_heads", kInteger, false}, {"head_dim", kInteger, false}, tensorrt::kPrecision}, settle_rotary, rotary_shape, run_rotary},
+    {"GatedUnit", {1, {"product"}}, {1, {"output"}}, 0, 2, {{"activation", kText, false}, tensorrt::kPrecision}, settle_gate, gate_shape, run_gate},
 };
 
 }  // namespace lineahead::fusions
