@@ -5,12 +5,9 @@ the library then goes through that TensorRT's own registry.
 """
 
 import ctypes
-import os
-from pathlib import Path
 
 import pytest
 import torch
-from operator_kernel_build import build_emulated
 from operator_kernel_cases import SETTINGS, Size, check, errors, make_case
 from operator_plugin_call import (
     DATA_TYPES,
@@ -19,13 +16,11 @@ from operator_plugin_call import (
     MOST_DIMS,
     PluginLibrary,
     RefusedError,
-    build,
     find_lean,
 )
 
-from lineahead.errors import BackendError
 from lineahead.plugins import library as plugin_library
-from lineahead.plugins.augmented_attention import native, tensorrt
+from lineahead.plugins.augmented_attention import tensorrt
 from lineahead.plugins.augmented_attention.feature_maps import FEATURE_MAPS
 from lineahead.plugins.augmented_attention.schema import INPUTS, OUTPUTS, AttentionSettings
 
@@ -34,42 +29,12 @@ SMALL = Size(dim=16, value_dim=16, nodes=3, pending=4)
 LINEAR, CHW4 = 0, 1
 
 
-def found_headers():
-    roots = [Path(one) for one in os.environ.get("TENSORRT_ROOT", "").split(os.pathsep) if one]
-    found = {}
-    for root in roots or [None]:
-        headers = plugin_library.find_headers(root)
-        found["v3" if headers.major >= 10 else "v2"] = headers
-    return found
-
-
 @pytest.fixture(scope="module")
-def emulated(tmp_path_factory):
-    """Builds the emulated kernels once, when somebody has headers."""
-    made = []
-
-    def built():
-        if not made:
-            made.append(build_emulated(tmp_path_factory.mktemp("emulated")))
-        return made[0]
-
-    return built
-
-
-@pytest.fixture(scope="module", params=["v2", "v3"])
-def plugins(request, emulated, tmp_path_factory):
-    if native.find_compiler() is None:
-        pytest.skip("no C++ compiler")
-    try:
-        headers = found_headers()
-    except BackendError as error:
-        pytest.skip(str(error))
-    if request.param not in headers:
-        needed = "10 or later" if request.param == "v3" else "8.6"
-        only = next(iter(headers.values())).version
-        pytest.skip(f"no {plugin_library.HEADER} of TensorRT {needed}: only {only} was found")
-    built = build(headers[request.param], emulated(), tmp_path_factory.mktemp(request.param))
-    return PluginLibrary(*built, lean=find_lean() if request.param == "v3" else None)
+def plugins(built_plugins):
+    built, lean = built_plugins
+    library = PluginLibrary(*built, lean=lean)
+    yield library
+    library.c.close_library()
 
 
 @pytest.fixture

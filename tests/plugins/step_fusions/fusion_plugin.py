@@ -2,9 +2,9 @@
 
 import ctypes
 
-from operator_plugin_call import DATA_TYPES, MOST_DIMS, PluginLibrary, RefusedError, numpy_field
+from operator_plugin_call import DATA_TYPES, MOST_DIMS, PluginLibrary, RefusedError
 
-from lineahead.plugins.step_fusions.schema import FUSIONS
+from lineahead.plugins.step_fusions.schema import FUSIONS, OWN_FIELDS
 
 
 class FusionLibrary(PluginLibrary):
@@ -15,16 +15,9 @@ class FusionLibrary(PluginLibrary):
         assert self.c.choose(name.encode(), b"1") == 0, name
         self.fusion = FUSIONS[name]
 
-    def create(self, fields, kinds=None):
-        """A plugin of the chosen operator from attributes; `kinds` overrides the C types of some."""
-        kinds = {**self.fusion.fields, **(kinds or {})}
-        given = {name: numpy_field(kinds.get(name, "int"), value) for name, value in fields.items()}
-        count = len(given)
-        names = (ctypes.c_char_p * count)(*(name.encode() for name in given))
-        types = (ctypes.c_int * count)(*(one[0] for one in given.values()))
-        data = (ctypes.c_void_p * count)(*(one[1].ctypes.data for one in given.values()))
-        lengths = (ctypes.c_int * count)(*(one[2] for one in given.values()))
-        return self.made(self.c.create(count, names, types, data, lengths))
+    def kinds(self):
+        """Types of the chosen operator's fields, by name."""
+        return self.fusion.fields | OWN_FIELDS
 
     def described(self, ports):
         """Dimensions, ranks and types of the operands, in C."""

@@ -4,19 +4,14 @@ TENSORRT_ROOT and TENSORRT_LEAN are those of the attention's test of this name.
 """
 
 import ctypes
-import os
-from pathlib import Path
 
 import pytest
 import torch
 from fusion_cases import CASES, expected, ports_of, results_like, worst_error
 from fusion_plugin import FusionLibrary
-from operator_kernel_build import build_emulated
-from operator_plugin_call import DATA_TYPES, RefusedError, build, find_lean
+from operator_plugin_call import DATA_TYPES, RefusedError
 
-from lineahead.errors import BackendError
 from lineahead.plugins import library as plugin_library
-from lineahead.plugins.augmented_attention import native
 from lineahead.plugins.step_fusions.schema import FUSIONS, OWN_FIELDS, description
 
 TYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -25,37 +20,12 @@ PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 FIRST = {name: next(case for case in CASES if case[0] == name) for name in FUSIONS}
 
 
-def found_headers():
-    roots = [Path(one) for one in os.environ.get("TENSORRT_ROOT", "").split(os.pathsep) if one]
-    found = (plugin_library.find_headers(root) for root in roots or [None])
-    return {"v3" if headers.major >= 10 else "v2": headers for headers in found}
-
-
 @pytest.fixture(scope="module")
-def emulated(tmp_path_factory):
-    """Builds the emulated kernels once, when somebody has headers."""
-    made = []
-
-    def built():
-        if not made:
-            made.append(build_emulated(tmp_path_factory.mktemp("emulated")))
-        return made[0]
-
-    return built
-
-
-@pytest.fixture(scope="module", params=["v2", "v3"])
-def plugins(request, emulated, tmp_path_factory):
-    if native.find_compiler() is None:
-        pytest.skip("no C++ compiler")
-    try:
-        headers = found_headers()
-    except BackendError as error:
-        pytest.skip(str(error))
-    if request.param not in headers:
-        pytest.skip(f"no headers of TensorRT for {request.param}")
-    built = build(headers[request.param], emulated(), tmp_path_factory.mktemp(request.param))
-    return FusionLibrary(*built, lean=find_lean() if request.param == "v3" else None)
+def plugins(built_plugins):
+    built, lean = built_plugins
+    library = FusionLibrary(*built, lean=lean)
+    yield library
+    library.c.close_library()
 
 
 def test_the_library_says_what_the_schema_says(plugins):

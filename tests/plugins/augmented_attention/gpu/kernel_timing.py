@@ -64,6 +64,19 @@ def launch_seconds(count: int = 64) -> float:
     return median_seconds(graph.replay, 20) / count
 
 
+def seconds_each(kernels, calls, repeats: int) -> float:
+    """Seconds a call, in a CUDA graph of all of them."""
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    with torch.cuda.stream(stream):
+        for call, *_ in calls:
+            kernels.launch(call, stream.cuda_stream)
+        stream.synchronize()
+        with torch.cuda.graph(graph, stream=stream):
+            for call, *_ in calls:
+                kernels.launch(call, torch.cuda.current_stream().cuda_stream)
+    return median_seconds(graph.replay, repeats) / len(calls)
+
+
 def time_call(kernels, settings, size, dtype, value_slice=0, variant=0):
     """Seconds a call, and its floor in bytes."""
     scale = 1.0 if settings.qk_norm else size.dim**-0.5
@@ -78,16 +91,7 @@ def time_call(kernels, settings, size, dtype, value_slice=0, variant=0):
         ports = {name: x.clone() for name, x in first.items()}
         out = kernels.outputs(ports, in_place=True)
         calls.append((kernels.prepare(ports, out, settings, scale, value_slice, variant), ports, out))
-    stream = torch.cuda.Stream()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.stream(stream):
-        for call, *_ in calls:
-            kernels.launch(call, stream.cuda_stream)
-        stream.synchronize()
-        with torch.cuda.graph(graph, stream=stream):
-            for call, *_ in calls:
-                kernels.launch(call, torch.cuda.current_stream().cuda_stream)
-    return median_seconds(graph.replay, 20) / layers, count
+    return seconds_each(kernels, calls, 20), count
 
 
 def time_all(kernels) -> dict[str, Any]:

@@ -84,7 +84,7 @@ class PluginLibrary:
 
     def create(self, fields, kinds=None):
         """A plugin from attributes; `kinds` overrides the C types of some."""
-        kinds = {**tensorrt.FIELDS, **(kinds or {})}
+        kinds = {**self.kinds(), **(kinds or {})}
         given = {name: numpy_field(kinds.get(name, "int"), value) for name, value in fields.items()}
         count = len(given)
         names = (ctypes.c_char_p * count)(*(name.encode() for name in given))
@@ -92,6 +92,10 @@ class PluginLibrary:
         data = (ctypes.c_void_p * count)(*(one[1].ctypes.data for one in given.values()))
         lengths = (ctypes.c_int * count)(*(one[2] for one in given.values()))
         return self.made(self.c.create(count, names, types, data, lengths))
+
+    def kinds(self):
+        """Types of the fields, by name."""
+        return tensorrt.FIELDS
 
     def reload(self, plugin):
         return self.made(self.c.reload(plugin))

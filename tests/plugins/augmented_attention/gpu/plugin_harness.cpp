@@ -38,6 +38,7 @@ Creator* creator;
 std::vector<Creator*> creators;  // of the library, where there is no registry
 #if NV_TENSORRT_MAJOR >= 10
 IPluginRegistry* registry;  // of a real TensorRT
+IPluginRegistry::PluginLibraryHandle registered = nullptr;  // there
 #endif
 
 // Expressions are numbers in place of addresses, worked out at once.
@@ -131,7 +132,7 @@ EXPORT int open_library(const char* path, const char* tensorrt, const char* name
     void* real = dlopen(tensorrt, RTLD_NOW | RTLD_GLOBAL);
     if (!real) return messages += dlerror(), 2;
     registry = reinterpret_cast<IPluginRegistry* (*)()>(dlsym(real, "getPluginRegistry"))();
-    if (!registry->loadLibrary(path)) return 3;
+    if (!(registered = registry->loadLibrary(path))) return 3;
   } else {
     auto all = reinterpret_cast<IPluginCreatorInterface* const* (*)(int32_t&)>(dlsym(library, "getCreators"))(count);
     for (int32_t i = 0; i < count; ++i) creators.push_back(static_cast<Creator*>(all[i]));
@@ -143,6 +144,14 @@ EXPORT int open_library(const char* path, const char* tensorrt, const char* name
 #endif
   reinterpret_cast<void (*)(ILoggerFinder*)>(dlsym(library, "setLoggerFinder"))(&finder);
   return choose(name, version);
+}
+
+// A registry takes no second library with the same creators.
+EXPORT void close_library() {
+#if NV_TENSORRT_MAJOR >= 10
+  if (registered) registry->deregisterLibrary(registered);
+  registered = nullptr;
+#endif
 }
 
 EXPORT int tensorrt_version() { return NV_TENSORRT_MAJOR * 100 + NV_TENSORRT_MINOR; }

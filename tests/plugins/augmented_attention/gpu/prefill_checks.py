@@ -6,7 +6,7 @@ import time
 
 import torch
 from kernel_cases import SETTINGS, TOLERANCE, Size, check, make_case
-from kernel_timing import CACHE_BYTES, LENGTH, SHAPES, copy_bandwidth, median_seconds
+from kernel_timing import CACHE_BYTES, LENGTH, SHAPES, copy_bandwidth, seconds_each
 
 from lineahead.plugins.augmented_attention.schema import INPUTS, STATE
 from lineahead.plugins.augmented_attention.step import step
@@ -141,15 +141,7 @@ def time_chain(kernels, settings, size, dtype, variant: int) -> float:
         ports = {name: x.clone() for name, x in first.items()}
         out = kernels.outputs(ports, in_place=True)
         calls.append((kernels.prepare(ports, out, settings, scale, 0, variant, chain=True), ports, out))
-    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
-    with torch.cuda.stream(stream):
-        for call, *_ in calls:
-            kernels.launch(call, stream.cuda_stream)
-        stream.synchronize()
-        with torch.cuda.graph(graph, stream=stream):
-            for call, *_ in calls:
-                kernels.launch(call, torch.cuda.current_stream().cuda_stream)
-    return median_seconds(graph.replay, 10) / layers
+    return seconds_each(kernels, calls, 10)
 
 
 def time_prefill(kernels) -> dict:

@@ -7,7 +7,6 @@ Needs torch, and nvcc to compile.
 """
 
 import argparse
-import importlib.util
 import itertools
 import subprocess
 import sys
@@ -27,15 +26,6 @@ TIMED = [
     ("RotaryHeads", 96 * 128, {"heads": 32, "kv_heads": 32, "head_dim": 128}),
     ("GatedUnit", 2 * 11008, {"activation": "silu"}),
 ]
-
-
-def import_package():
-    """Make `lineahead` (whatever the folder is called) and the files beside this one importable."""
-    sys.path.insert(0, str(HERE))
-    if importlib.util.find_spec("lineahead") is None:
-        folder = Path(tempfile.mkdtemp())
-        (folder / "lineahead").symlink_to(ROOT)
-        sys.path.insert(0, str(folder))
 
 
 def build(folder):
@@ -126,6 +116,9 @@ def main():
     )
     parser.add_argument("--library", type=Path)
     arguments = parser.parse_args()
+    sys.path[:0] = [str(HERE), str(ROOT / "tests/plugins/augmented_attention/gpu")]
+    from run_kernels import import_package
+
     import_package()
     from fusion_call import FusedKernels
 
