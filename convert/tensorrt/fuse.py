@@ -86,12 +86,22 @@ def _norm(graph: ir.Graph, node: ir.Node) -> None:
 
 
 def _alike(addition: ir.Node | None) -> list[ir.Value]:
-    """The operands of an Add of two computed values of one shape; none of anything else."""
+    """Two computed values of one shape that an Add adds, what runs through all layers last; else none."""
     if addition is None or not _is(addition, "Add"):
         return []
     both = [one for one in addition.inputs if one is not None and one.const_value is None]
     same = len(both) == 2 and both[0].shape is not None and both[0].shape == both[1].shape
-    return both if same else []
+    if not same:
+        return []
+    return both if _is_update(both[0]) and not _is_update(both[1]) else both[::-1]
+
+
+def _is_update(value: ir.Value) -> bool:
+    """Whether a layer made it: a product, with its bias, or the norm of one."""
+    node = value.producer()
+    if node is None:
+        return False
+    return _is(node, "MatMul") or _bias(value) is not None or node.op_type == RMS_NORM.name
 
 
 def _rotary(graph: ir.Graph, attention: ir.Node) -> None:

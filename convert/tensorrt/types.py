@@ -111,8 +111,8 @@ class _Narrowing:
             fusion = FUSIONS[node.op_type]
             for place, name in enumerate(fusion.inputs):
                 self._give(node, place, FLOAT if name in fusion.wide else self.dtype)
-            for output in node.outputs:
-                output.dtype = self.dtype
+            for name, output in zip(fusion.outputs, node.outputs, strict=True):
+                output.dtype = FLOAT if name in fusion.wide else self.dtype
             return
         if node.op_type == "Cast":
             return

@@ -3,7 +3,8 @@
 The one description of them: the plugin library (``csrc/tensorrt``) has the same tables, and a test compares.
 
 * ``AddRMSNorm``: ``total = x + residual``, ``normed = total / sqrt(mean(total^2) + epsilon) * weight``, all
-  of ``[.., D]``, `weight` of ``[D]``. ``RMSNorm`` is that without a residual.
+  of ``[.., D]``, `weight` of ``[D]``; `residual` and `total` are float32, so that what runs through all
+  layers is not rounded in each and cannot overflow. ``RMSNorm`` is that without a residual.
   Source: Zhang and Sennrich, 2019, arXiv:1910.07467.
 * ``RotaryHeads``: a merged product ``[B, T, (H + 2 Hkv) D]``, queries, keys and values side by side, with
   `cos` and `sin` of ``[B, T, D / 2]``, becomes `query` ``[B, H, T, D]``, `key` and `value`
@@ -36,7 +37,7 @@ class Fusion:
         name: of the node and of the plugin, whose version is ``1``.
         inputs: names of its operands, in order; the first one's type is the others'.
         outputs: names of its results, in order.
-        wide: operands that are always float32.
+        wide: operands and results that are always float32.
         fields: attributes by name; none is optional.
     """
 
@@ -51,7 +52,7 @@ ADD_RMS_NORM = Fusion(
     name="AddRMSNorm",
     inputs=("x", "residual", "weight"),
     outputs=("normed", "total"),
-    wide=("weight",),
+    wide=("residual", "weight", "total"),
     fields={"epsilon": "float"},
 )
 RMS_NORM = Fusion(

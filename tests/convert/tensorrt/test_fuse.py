@@ -1,5 +1,6 @@
 """Fused operators in the engine's graph: what is recognised, what is left alone, and the same results."""
 
+import itertools
 from collections import Counter
 from types import SimpleNamespace
 
@@ -113,11 +114,19 @@ def test_what_is_recognised_is_counted_and_takes_its_parts_with_it(family):
 def test_ports_are_narrow_but_for_the_wide_ones(family):
     for node in engine_graph(family.path, "fp16", fused=True).graph:
         if node.op_type in FUSIONS:
-            wide = FUSIONS[node.op_type].wide
-            types = dict(zip(FUSIONS[node.op_type].inputs, (one.dtype for one in node.inputs), strict=True))
-            assert {types[name] for name in wide} <= {ir.DataType.FLOAT}
-            rest = {kind for name, kind in types.items() if name not in wide}
-            assert rest | {one.dtype for one in node.outputs} == {ir.DataType.FLOAT16}
+            fusion = FUSIONS[node.op_type]
+            for ports, values in ((fusion.inputs, node.inputs), (fusion.outputs, node.outputs)):
+                for name, value in zip(ports, values, strict=True):
+                    assert value.dtype == (ir.DataType.FLOAT if name in fusion.wide else ir.DataType.FLOAT16)
+
+
+def test_what_runs_through_all_layers_is_the_residual(family):
+    """It is the total of the norm before, and at first what was read from the table."""
+    graph = engine_graph(family.path, "fp32", fused=True).graph
+    nodes = [node for node in graph if node.op_type == "AddRMSNorm"]
+    assert nodes[0].inputs[1].producer().op_type in ("Gather", "Mul")
+    for before, node in itertools.pairwise(nodes):
+        assert node.inputs[1] is before.outputs[1]
 
 
 @pytest.mark.parametrize("fused", [False, True])

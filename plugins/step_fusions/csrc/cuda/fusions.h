@@ -8,13 +8,14 @@ namespace lineahead::fusions {
 
 enum Activation : int32_t { kSilu, kGeluTanh, kGelu };
 
-// `type` is a Type of the attention's call.h. Without a residual there is no `total`.
+// `type`, of `x` and `normed`, is a Type of the attention's call.h. Without a residual there is no `total`.
 struct Norm {
   int32_t type, rows, width;
   float epsilon;
-  const void *x, *residual;
-  const float* weight;
-  void *normed, *total;
+  const void* x;
+  const float *residual, *weight;
+  void* normed;
+  float* total;
 };
 
 struct Rotary {

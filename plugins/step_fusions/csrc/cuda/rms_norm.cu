@@ -1,4 +1,4 @@
-// Residual addition and RMS norm: a block a row. The norm is of the sum before it is rounded.
+// Residual addition and RMS norm: a block a row.
 #include "vectors.cuh"
 
 namespace lineahead::fusions {
@@ -14,7 +14,8 @@ struct Rows {
 
 template <typename T, int kCount>
 struct Row {
-  const T *x, *residual;
+  const T* x;
+  const float* residual;
 
   __device__ void read(float (&to)[kCount], int vector) const {
     load(to, x + vector * kCount);
@@ -30,14 +31,14 @@ __global__ void __launch_bounds__(kMostThreads) norm_row(const Rows rows) {
   float* sums = reinterpret_cast<float*>(shared_memory());  // of each warp
   const Norm& call = rows.call;
   const size_t start = (size_t)block_index().x * call.width;
-  const Row<T, kCount> row{static_cast<const T*>(call.x) + start, call.residual ? static_cast<const T*>(call.residual) + start : nullptr};
+  const Row<T, kCount> row{static_cast<const T*>(call.x) + start, call.residual ? call.residual + start : nullptr};
   const int thread = thread_index();
   float first[kCount] = {}, weight[kCount] = {}, sum = 0;  // a thread's first vector stays in registers
   if (thread < rows.vectors) load(weight, call.weight + thread * kCount);
   for (int vector = thread; vector < rows.vectors; vector += rows.threads) {
     float x[kCount];
     row.read(x, vector);
-    if (call.residual) store(static_cast<T*>(call.total) + start + vector * kCount, x);
+    if (call.residual) store(call.total + start + vector * kCount, x);
     for (int i = 0; i < kCount; ++i) sum = fmaf(x[i], x[i], sum);
     if (vector == thread)
       for (int i = 0; i < kCount; ++i) first[i] = x[i];

@@ -35,7 +35,7 @@ using Values = Value[kMostFields];
 struct Kind {
   const char* name;
   Ports inputs, outputs;
-  uint32_t wide;  // a bit for each input that is always float32
+  uint32_t wide, wide_outputs;  // a bit for each port that is always float32
   int32_t field_count;
   Field fields[kMostFields];
   // Whether the fields' values make sense; the last field is the precision.
@@ -65,6 +65,9 @@ class Fusion {
   bool supports(int32_t position, const nvinfer1::PluginTensorDesc& port, const nvinfer1::PluginTensorDesc& first) const;
   nvinfer1::DimsExprs shape(int32_t output, const nvinfer1::DimsExprs* inputs, nvinfer1::IExprBuilder& builder) const {
     return kind_.shape(values_, output, inputs, builder);
+  }
+  nvinfer1::DataType output_type(int32_t output, const nvinfer1::DataType* inputs) const {
+    return kind_.wide_outputs >> output & 1 ? nvinfer1::DataType::kFLOAT : inputs[0];
   }
   // 0 on success; failures are logged.
   int32_t enqueue(const Operands& operands) const;

@@ -27,7 +27,9 @@ class Plugin final : public IPluginV2DynamicExt {
   void setPluginNamespace(const char* name) noexcept override { namespace_ = name ? name : ""; }
   const char* getPluginNamespace() const noexcept override { return namespace_.c_str(); }
 
-  DataType getOutputDataType(int32_t, const DataType* types, int32_t) const noexcept override { return types[0]; }
+  DataType getOutputDataType(int32_t index, const DataType* types, int32_t) const noexcept override {
+    return fusion_.output_type(index, types);
+  }
 
   IPluginV2DynamicExt* clone() const noexcept override {
     Plugin* copy = new (std::nothrow) Plugin(fusion_);

@@ -42,7 +42,7 @@ class Plugin final : public IPluginV3, public IPluginV3OneCore, public IPluginV3
 
   int32_t getOutputDataTypes(DataType* outputs, int32_t count, const DataType* inputs, int32_t input_count) const noexcept override {
     if (!fusion_.takes(input_count, count)) return 1;
-    for (int32_t i = 0; i < count; ++i) outputs[i] = inputs[0];
+    for (int32_t i = 0; i < count; ++i) outputs[i] = fusion_.output_type(i, inputs);
     return 0;
   }
 

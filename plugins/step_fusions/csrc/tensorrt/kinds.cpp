@@ -58,9 +58,9 @@ bool run_norm(const Values& values, const Operands& operands, std::string& error
   if (!has_shape("weight", operands.descriptions[kAdds ? 2 : 1].dims, {last(dims)}, error)) return false;
   Norm call{};
   call.type = type_of(operands.descriptions[0]), call.rows = rows(dims), call.width = last(dims), call.epsilon = values[0].real;
-  call.x = operands.inputs[0], call.residual = kAdds ? operands.inputs[1] : nullptr;
+  call.x = operands.inputs[0], call.residual = kAdds ? static_cast<const float*>(operands.inputs[1]) : nullptr;
   call.weight = static_cast<const float*>(operands.inputs[kAdds ? 2 : 1]);
-  call.normed = operands.outputs[0], call.total = kAdds ? operands.outputs[1] : nullptr;
+  call.normed = operands.outputs[0], call.total = kAdds ? static_cast<float*>(operands.outputs[1]) : nullptr;
   return enqueue(lineahead_rms_norm, call, operands.stream, error);
 }
 
@@ -133,12 +133,15 @@ constexpr tensorrt::Kind kInteger = tensorrt::Kind::kInt, kReal = tensorrt::Kind
 }  // namespace
 
 const Kind kFusions[kKinds] = {
-    {"AddRMSNorm", {3, {"x", "residual", "weight"}}, {2, {"normed", "total"}}, 4, 2, {{"epsilon", kReal, false}, tensorrt::kPrecision}, settle_norm, norm_shape,
-     run_norm<true>},
-    {"RMSNorm", {2, {"x", "weight"}}, {1, {"normed"}}, 2, 2, {{"epsilon", kReal, false}, tensorrt::kPrecision}, settle_norm, norm_shape, run_norm<false>},
-    {"RotaryHeads", {3, {"product", "cos", "sin"}}, {3, {"query", "key", "value"}}, 6, 4,
-     {{"heads", kInteger, false}, {"kv_heads", kInteger, false}, {"head_dim", kInteger, false}, tensorrt::kPrecision}, settle_rotary, rotary_shape, run_rotary},
-    {"GatedUnit", {1, {"product"}}, {1, {"output"}}, 0, 2, {{"activation", kText, false}, tensorrt::kPrecision}, settle_gate, gate_shape, run_gate},
+    {"AddRMSNorm", {3, {"x", "residual", "weight"}}, {2, {"normed", "total"}}, 6, 2, 2, {{"epsilon", kReal, false}, tensorrt::kPrecision},
+     settle_norm, norm_shape, run_norm<true>},
+    {"RMSNorm", {2, {"x", "weight"}}, {1, {"normed"}}, 2, 0, 2, {{"epsilon", kReal, false}, tensorrt::kPrecision}, settle_norm, norm_shape,
+     run_norm<false>},
+    {"RotaryHeads", {3, {"product", "cos", "sin"}}, {3, {"query", "key", "value"}}, 6, 0, 4,
+     {{"heads", kInteger, false}, {"kv_heads", kInteger, false}, {"head_dim", kInteger, false}, tensorrt::kPrecision}, settle_rotary,
+     rotary_shape, run_rotary},
+    {"GatedUnit", {1, {"product"}}, {1, {"output"}}, 0, 0, 2, {{"activation", kText, false}, tensorrt::kPrecision}, settle_gate, gate_shape,
+     run_gate},
 };
 
 }  // namespace lineahead::fusions

@@ -63,25 +63,25 @@ def expected(name, ports, fields):
     return {"query": turned(query), "key": turned(key), "value": value}
 
 
-def worst_error(found, wanted, dtype):
+def worst_error(found, wanted):
     """Largest difference of any output, in what rounding and float32 arithmetic allow: not above 1."""
     worst = 0.0
     for name, want in wanted.items():
         assert found[name].shape == want.shape, name
         got = found[name].double()
         assert got.isfinite().all(), f"{name} has numbers that are not finite"
-        allowed = ROUNDOFF[dtype] * want.abs() + ARITHMETIC * want.abs().max() + SMALLEST
+        allowed = ROUNDOFF[found[name].dtype] * want.abs() + ARITHMETIC * want.abs().max() + SMALLEST
         worst = max(worst, ((got - want).abs() / allowed).max().item())
     return worst
 
 
 def results_like(name, ports, wanted, shift=0):
     """Memory for results, full of what is not a number."""
-    first = ports[FUSIONS[name].inputs[0]]
-    return {
-        port: first.new_full((x.numel() + shift,), torch.nan)[shift:].view(x.shape)
-        for port, x in wanted.items()
-    }
+    first, found = ports[FUSIONS[name].inputs[0]], {}
+    for port, x in wanted.items():
+        dtype = torch.float32 if port in FUSIONS[name].wide else first.dtype
+        found[port] = first.new_full((x.numel() + shift,), torch.nan, dtype=dtype)[shift:].view(x.shape)
+    return found
 
 
 # Operator, shape of its first operand, fields. Some widths are no multiple of 16 bytes, and one is such

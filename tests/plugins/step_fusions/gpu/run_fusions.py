@@ -61,7 +61,7 @@ def check_all(kernels):
         kernels(name, ports, out, fields, torch.cuda.current_stream().cuda_stream)
         torch.cuda.synchronize()
         try:
-            error = worst_error(out, wanted, dtype)
+            error = worst_error(out, wanted)
         except AssertionError as problem:
             error = float("inf")
             print(problem)
@@ -100,7 +100,7 @@ def time_all(kernels, rows=1, calls=200):
             end.record()
             torch.cuda.synchronize()
             times.append(start.elapsed_time(end) * 1000 / calls)
-        good = worst_error(out, wanted, dtype) <= 1
+        good = worst_error(out, wanted) <= 1
         failures += not good
         median = sorted(times)[len(times) // 2]
         print(
