@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from lineahead.convert.training.data import Batches, Tokens
 from lineahead.convert.training.rows import PADDING
@@ -79,10 +78,6 @@ class DocumentBatches(Batches):
                 begin += count
                 place += -(-count // self.multiple) * self.multiple
         return rows
-
-    def batch(self, index: int) -> Tensor:
-        """Batch number `index`: ``[batch_size, 2, sequence_length]`` int64."""
-        return super().batch(index)
 
     def _row(self, position: int) -> NDArray[np.int32]:
         epoch, place = divmod(position, self.sequences)

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lineahead.errors import ArtifactError, InputError
-from lineahead.plugins.tensorrt.record import FOLDER, VERIFIER, engine_name
+from lineahead.plugins.tensorrt.loading import engine_path
+from lineahead.plugins.tensorrt.record import VERIFIER, Machine
 from lineahead.runtime.artifact import Artifact
 from lineahead.runtime.bench.bandwidth import read_bandwidth_gb_s
 
@@ -39,29 +40,46 @@ def machine(threads: int, backend: str) -> dict[str, Any]:
     return found
 
 
-def graph_bytes(artifact: Artifact, precision: str, backend: str) -> int:
+def engine_machine(backend: str) -> Machine | None:
+    """Whose engines the backend opens here; None for ONNX Runtime.
+
+    Args:
+        backend: ``onnxruntime`` or ``tensorrt``.
+
+    Raises:
+        BackendError: when TensorRT or a GPU is wanted and missing.
+    """
+    if backend != TENSORRT:
+        return None
+    from lineahead.plugins.tensorrt.cuda import CudaDevice
+    from lineahead.plugins.tensorrt.engine import tensorrt_module, this_machine
+
+    return this_machine(tensorrt_module(), CudaDevice())
+
+
+def graph_bytes(artifact: Artifact, precision: str, engines: Machine | None = None) -> int:
     """Bytes of a graph with its weights, which a step reads once.
 
     Args:
         artifact: the folder.
         precision: of the graph.
-        backend: ``onnxruntime`` or ``tensorrt``: the graph that this machine's engine was parsed from.
+        engines: take the graph that this machine's engine was parsed from.
 
     Raises:
         ArtifactError: when there is none.
     """
-    graph = _engine_graph(artifact, precision) if backend == TENSORRT else artifact.graph(precision)
+    graph = artifact.graph(precision) if engines is None else _engine_graph(artifact, precision, engines)
     return sum(file.stat().st_size for file in graph.parent.glob(f"{graph.name}*"))
 
 
-def _engine_graph(artifact: Artifact, precision: str) -> Path:
-    graphs = sorted((artifact.folder / FOLDER).glob(f"*/{engine_name(VERIFIER, precision)}"))
-    if not graphs:
+def _engine_graph(artifact: Artifact, precision: str, engines: Machine) -> Path:
+    engine = engine_path(artifact.folder, engines, VERIFIER, precision)
+    if not engine.is_file():
         raise ArtifactError(
             f"{artifact.folder}: no {precision} engine",
             hint=f"Run `lineahead export tensorrt {artifact.folder} --precision {precision}`.",
         )
-    return graphs[0].with_suffix(".onnx")
+    return engine.with_suffix(".onnx")
 
 
 def processor() -> str:

@@ -10,7 +10,7 @@ from lineahead.runtime.artifact import read_artifact
 from lineahead.runtime.backends.ort_library import share_threads
 from lineahead.runtime.bench.baselines import Baseline, llama_cpp, transformers_fp32
 from lineahead.runtime.bench.context import decode_cost, verify_cost
-from lineahead.runtime.bench.machine import graph_bytes, machine
+from lineahead.runtime.bench.machine import engine_machine, graph_bytes, machine
 from lineahead.runtime.bench.prompts import read_prompts
 from lineahead.runtime.bench.speculation import speculation
 from lineahead.runtime.drafters import Drafter, LookupDrafter
@@ -183,7 +183,7 @@ def _decode(
         samples=request.samples,
         progress=lambda message: progress(f"{precision}: {message}"),
     )
-    weights = graph_bytes(read_artifact(folder), precision, request.backend)
+    weights = graph_bytes(read_artifact(folder), precision, engine_machine(request.backend))
     fastest = min(cost.median_ms for cost in costs)
     return {
         "implementation": generator.session.info.implementation,

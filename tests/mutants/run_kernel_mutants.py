@@ -9,7 +9,6 @@ defect may spoil a CUDA context. Ends with 1 when the whole kernels fail or a de
 import argparse
 import concurrent.futures
 import importlib.util
-import os
 import subprocess
 import sys
 import tempfile
@@ -22,11 +21,10 @@ ROOT = HERE.parents[1]
 
 def import_package() -> None:
     """Make `lineahead` and the checks importable by the names that tests use."""
-    if importlib.util.find_spec("lineahead") is None:
-        folder = Path(tempfile.mkdtemp())
-        (folder / "lineahead").symlink_to(ROOT)
-        sys.path.insert(0, str(folder))
-        os.environ["PYTHONPATH"] = f"{folder}:{os.environ.get('PYTHONPATH', '')}"
+    sys.path.insert(0, str(ROOT / "tests/plugins/augmented_attention/gpu"))
+    import run_kernels
+
+    run_kernels.import_package()
     spec = importlib.util.spec_from_file_location("mutant_names", HERE / "conftest.py")
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
 

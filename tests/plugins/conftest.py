@@ -34,7 +34,7 @@ def emulated(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=["v2", "v3"])
 def built_plugins(request, emulated, tmp_path_factory):
-    """Arguments of `PluginLibrary`: what was built, and the lean runtime to go through."""
+    """Opens what was built as a kind of `PluginLibrary`, through the lean runtime if there is one."""
     from operator_plugin_call import build, find_lean
 
     if native.find_compiler() is None:
@@ -48,4 +48,12 @@ def built_plugins(request, emulated, tmp_path_factory):
         only = next(iter(headers.values())).version
         pytest.skip(f"no {plugin_library.HEADER} of TensorRT {needed}: only {only} was found")
     built = build(headers[request.param], emulated(), tmp_path_factory.mktemp(request.param))
-    return built, find_lean() if request.param == "v3" else None
+    lean, libraries = find_lean() if request.param == "v3" else None, []
+
+    def opened(kind):
+        libraries.append(kind(*built, lean=lean))
+        return libraries[-1]
+
+    yield opened
+    for library in libraries:
+        library.c.close_library()

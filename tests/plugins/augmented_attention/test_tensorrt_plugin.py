@@ -31,10 +31,7 @@ LINEAR, CHW4 = 0, 1
 
 @pytest.fixture(scope="module")
 def plugins(built_plugins):
-    built, lean = built_plugins
-    library = PluginLibrary(*built, lean=lean)
-    yield library
-    library.c.close_library()
+    return built_plugins(PluginLibrary)
 
 
 @pytest.fixture

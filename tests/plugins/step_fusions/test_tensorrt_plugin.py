@@ -22,10 +22,7 @@ FIRST = {name: next(case for case in CASES if case[0] == name) for name in FUSIO
 
 @pytest.fixture(scope="module")
 def plugins(built_plugins):
-    built, lean = built_plugins
-    library = FusionLibrary(*built, lean=lean)
-    yield library
-    library.c.close_library()
+    return built_plugins(FusionLibrary)
 
 
 def test_the_library_says_what_the_schema_says(plugins):

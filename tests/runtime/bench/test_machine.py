@@ -5,7 +5,10 @@ from types import SimpleNamespace
 import pytest
 
 from lineahead.errors import ArtifactError
+from lineahead.plugins.tensorrt.record import Machine
 from lineahead.runtime.bench.machine import graph_bytes
+
+MINE = Machine(sm="sm_90", tensorrt="8.6.1")
 
 
 def artifact(folder):
@@ -22,10 +25,18 @@ def test_a_graph_is_counted_with_its_weights(tmp_path):
     for folder, size in ((engines, 3), (graphs, 50)):
         (folder / "verifier_fp16.onnx").write_bytes(b"x" * size)
         (folder / "verifier_fp16.onnx.data").write_bytes(b"x" * size * 10)
-    assert graph_bytes(artifact(tmp_path), "fp16", "tensorrt") == 33
-    assert graph_bytes(artifact(tmp_path), "fp16", "onnxruntime") == 550
+    assert graph_bytes(artifact(tmp_path), "fp16", MINE) == 33
+    assert graph_bytes(artifact(tmp_path), "fp16") == 550
+
+
+def test_engines_of_another_machine_do_not_count(tmp_path):
+    other = tmp_path / "tensorrt" / "sm_80-8.6.1"
+    other.mkdir(parents=True)
+    (other / "verifier_fp16.engine").write_bytes(b"x")
+    with pytest.raises(ArtifactError, match="no fp16 engine"):
+        graph_bytes(artifact(tmp_path), "fp16", MINE)
 
 
 def test_an_engine_that_is_missing_is_named(tmp_path):
     with pytest.raises(ArtifactError, match="no fp16 engine"):
-        graph_bytes(artifact(tmp_path), "fp16", "tensorrt")
+        graph_bytes(artifact(tmp_path), "fp16", MINE)
