@@ -30,7 +30,7 @@ class BuildRequest:
         rows: fewest and most rows that a previous call can have left.
         cache: file of kernel timings, read and written.
         optimization_level: 0 to 5, higher looks longer for kernels.
-        cublas: let TensorRT use cuBLAS and cuDNN, which must then be installed.
+        cublas: let TensorRT 8.6 use cuBLAS 12, which must then be installed.
         detailed: keep layer names, for profiles.
     """
 
@@ -105,8 +105,8 @@ def _configure(trt: Any, config: Any, network: Any, request: BuildRequest) -> No
         raise ExportError(
             f"TensorRT {trt.__version__} has no bf16", hint="Choose fp16 or fp32, or TensorRT 10."
         )
-    if not request.cublas:
-        config.set_tactic_sources(0)
+    sources = (trt.TacticSource.CUBLAS, trt.TacticSource.CUBLAS_LT) if request.cublas else ()
+    config.set_tactic_sources(sum(1 << int(one) for one in sources))
     config.clear_flag(trt.BuilderFlag.TF32)
     if request.precision == "fp16":
         config.set_flag(trt.BuilderFlag.FP16)

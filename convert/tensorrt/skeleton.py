@@ -26,7 +26,9 @@ FRESH = 64 << 20
 ALIGNMENT = 1 << 12
 
 
-def skeleton(config: dict[str, object], preset: str, precision: str, *, fused: bool = False) -> ir.Model:
+def skeleton(
+    config: dict[str, object], preset: str, precision: str, *, chain: bool = False, fused: bool = False
+) -> ir.Model:
     """The lowered graph of a linearized model that was never initialised.
 
     Its weights are zero. Large ones are memory that nothing wrote, so that a model larger than the machine is
@@ -36,7 +38,8 @@ def skeleton(config: dict[str, object], preset: str, precision: str, *, fused: b
         config: of the softmax model, as in its ``config.json``.
         preset: of the operator.
         precision: ``fp32``, ``fp16`` or ``bf16``.
-        fused: as in :func:`graph.engine_graph`.
+        chain: as in :func:`graph.engine_graph`.
+        fused: likewise.
 
     Raises:
         ArchitectureError: when the architecture cannot be converted.
@@ -50,7 +53,7 @@ def skeleton(config: dict[str, object], preset: str, precision: str, *, fused: b
             torch.nn.init.zeros_(one)
     layers = linearize(model, method(preset))
     graph = trace(StepModel(model, layers))
-    lower_for_engine(graph, precision, fused=fused)
+    lower_for_engine(graph, precision, chain=chain, fused=fused)
     return graph
 
 
@@ -82,10 +85,11 @@ def hollow(model: ir.Model, location: str) -> int:
 @click.argument("graph", type=click.Path(path_type=Path))
 @click.option("--preset", default="softmax-hedgehog", show_default=True)
 @click.option("--precision", type=click.Choice(("fp32", "fp16", "bf16")), default="fp16")
+@click.option("--chain", is_flag=True, help="Only for prompts: every call's nodes follow one another.")
 @click.option("--fuse/--no-fuse", "fused", default=False, help="Use the library's fused operators.")
-def main(config: Path, graph: Path, preset: str, precision: str, fused: bool) -> None:
+def main(config: Path, graph: Path, preset: str, precision: str, chain: bool, fused: bool) -> None:
     """Write GRAPH, the lowered step graph of the model that CONFIG describes, without its weights."""
-    made = skeleton(json.loads(config.read_text()), preset, precision, fused=fused)
+    made = skeleton(json.loads(config.read_text()), preset, precision, chain=chain, fused=fused)
     without_bodies(made)
     size = hollow(made, f"{graph.name}.data")
     with replacing(graph) as temporary:

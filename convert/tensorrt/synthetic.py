@@ -25,7 +25,8 @@ SIZES = {1: np.float32, 10: np.float16}  # ONNX element types
 def fill_weights(graph: Path, *, seed: int = 0) -> int:
     """Write the file of external weights that `graph` names, normal numbers of deviation 0.02.
 
-    Integers and whatever else stands in the graph itself stay. Values repeat after 16 million numbers.
+    Integers and whatever else stands in the graph itself stay. Values repeat after 16 million numbers,
+    from another place for each weight: TensorRT keeps equal ones once, and a small model would stay in cache.
 
     Args:
         graph: ONNX file whose external data is missing or may be replaced.
@@ -40,7 +41,8 @@ def fill_weights(graph: Path, *, seed: int = 0) -> int:
     import onnx
 
     model = onnx.load(str(graph), load_external_data=False)
-    pool = np.random.default_rng(seed).normal(0, DEVIATION, POOL)
+    random = np.random.default_rng(seed)
+    pool = random.normal(0, DEVIATION, POOL)
     pools: dict[int, Any] = {kind: pool.astype(dtype) for kind, dtype in SIZES.items()}
     total, parts = 0, {}
     with contextlib.ExitStack() as stack:
@@ -56,7 +58,8 @@ def fill_weights(graph: Path, *, seed: int = 0) -> int:
             if name not in parts:
                 part = stack.enter_context(replacing(graph.parent / name))
                 parts[name] = stack.enter_context(part.open("wb"))
-            numbers, count = pools[tensor.data_type], int(np.prod(tensor.dims))
+            numbers = np.roll(pools[tensor.data_type], int(random.integers(POOL)))
+            count = int(np.prod(tensor.dims))
             parts[name].seek(int(entries.get("offset", 0)))
             for start in range(0, count, POOL):
                 parts[name].write(numbers[: min(POOL, count - start)].data)
