@@ -26,6 +26,7 @@ from lineahead.convert.training.distill import DistillTrainer
 from lineahead.convert.training.loop import Run, Trainer, resume_position, train
 from lineahead.convert.training.packed import batches_of
 from lineahead.convert.training.progress import Progress, Silent, stderr_progress
+from lineahead.convert.training.sharding import shard_blocks, whole
 from lineahead.convert.training.transfer import TransferTrainer
 from lineahead.convert.training.weights import (
     Resolved,
@@ -225,6 +226,7 @@ def _train_stage(job: _Job, index: int, tokens: Tokens) -> _Trained:
     model = load_model(job.artifact)
     freeze(model, precision)
     narrow = narrow_products(model, job.recipe.products, precision)
+    shard_blocks(model, job.accelerator)
     trainer = _trainer(job, stage, model.to(device), precision, torch.bfloat16 if narrow else torch.float32)
     if job.recipe.compile:
         compile_parts(model)
@@ -249,7 +251,7 @@ def _train_stage(job: _Job, index: int, tokens: Tokens) -> _Trained:
     )
     train(run, resume_position(run))
     return _Trained(
-        updates={name: value.cpu() for name, value in run.trainer.updates().items()},
+        updates={name: whole(value).cpu() for name, value in run.trainer.updates().items()},
         changes={name: value.cpu() for name, value in run.trainer.changes().items()},
         record=Training(
             run=job.workspace.run,
@@ -282,6 +284,7 @@ def _trainer(
         other = load_model(job.artifact)
     if other is not None:
         freeze(other, precision)
+        shard_blocks(other, job.accelerator)
         other.to(job.accelerator.device)
     return DistillTrainer(model, stage, other, adapters)
 

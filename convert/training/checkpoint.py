@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from lineahead.convert.training.sharding import spread_like, whole
 from lineahead.errors import TrainingError
 from lineahead.recipes.files import replacing, write_text
 
@@ -45,24 +46,40 @@ def digest(data: dict[str, Any]) -> str:
 
 
 def save(
-    folder: Path, position: Position, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
+    folder: Path,
+    position: Position,
+    parameters: dict[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    *,
+    write: bool = True,
 ) -> None:
     """Write parameters, optimiser state, random state and position; the previous checkpoint stays until then.
+
+    Sharded tensors are gathered, so that every process calls this; one of them is to `write`.
 
     Raises:
         StorageError: when it cannot be written.
     """
-    tensors = {_PARAMETER + name: parameter.detach() for name, parameter in parameters.items()}
+    tensors: dict[str, Tensor] = {}
     for name, parameter in parameters.items():
+        _gather(tensors, _PARAMETER + name, parameter.detach(), write)
         for part, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{_OPTIMIZER}{name}.{part}"] = value
+            _gather(tensors, f"{_OPTIMIZER}{name}.{part}", value, write)
+    if not write:
+        return
     tensors[_RANDOM + "cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors[_RANDOM + "cuda"] = torch.cuda.get_rng_state()
     with replacing(folder) as temporary:
         temporary.mkdir()
-        save_file({name: value.contiguous().cpu() for name, value in tensors.items()}, temporary / TENSORS)
+        save_file(tensors, temporary / TENSORS)
         write_text(temporary / STATE, json.dumps(asdict(position), indent=2) + "\n")
+
+
+def _gather(tensors: dict[str, Tensor], name: str, value: Tensor, keep: bool) -> None:
+    found = whole(value)
+    if keep:
+        tensors[name] = found.contiguous().cpu()
 
 
 def position_of(folder: Path) -> Position | None:
@@ -97,7 +114,7 @@ def load(folder: Path, parameters: dict[str, nn.Parameter], optimizer: torch.opt
         )
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(tensors[_PARAMETER + name])
+            parameter.copy_(spread_like(tensors[_PARAMETER + name], parameter))
             prefix = f"{_OPTIMIZER}{name}."
             state = {
                 key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)
@@ -112,7 +129,9 @@ def load(folder: Path, parameters: dict[str, nn.Parameter], optimizer: torch.opt
 
 
 def _placed(value: Tensor, part: str, parameter: nn.Parameter) -> Tensor:
-    return value.to(parameter.device) if part != "step" or parameter.is_cuda else value
+    if part == "step":
+        return value.to(parameter.device) if parameter.is_cuda else value
+    return spread_like(value, parameter)
 
 
 def _damaged(folder: Path, error: Exception) -> TrainingError:

@@ -29,7 +29,7 @@ def compile_parts(model: PreTrainedModel) -> int:
     """
     torch._dynamo.reset()
     count = 0
-    for block, name in _blocks(model):
+    for block, name in blocks_of(model):
         attention = block.get_submodule(name)
         beside = [module for module in block.children() if module is not attention and _computes(module)]
         inside = [module for module in attention.modules() if isinstance(module, LoraLayer)]
@@ -48,7 +48,7 @@ def release_parts(model: PreTrainedModel) -> None:
             del module.forward
 
 
-def _blocks(model: PreTrainedModel) -> Iterator[tuple[nn.Module, str]]:
+def blocks_of(model: PreTrainedModel) -> Iterator[tuple[nn.Module, str]]:
     """Every block that has a converted layer or is the like of one, and what it calls its attention."""
     seen: set[nn.Module] = set()
     for layer in layers_of(model.config):

@@ -1,5 +1,7 @@
 """Where training runs: what accelerate finds, unless told otherwise."""
 
+import os
+
 import torch
 from accelerate import Accelerator
 
@@ -14,4 +16,8 @@ def accelerate_on(device: str | None) -> Accelerator:
     """
     if device not in (None, "cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
         raise TrainingError(f"no device {device!r} here", hint="Leave the device out, or use cpu.")
-    return Accelerator(cpu=device == "cpu")
+    found = Accelerator(cpu=device == "cpu")
+    # `accelerate launch --use_fsdp` has transformers load empty weights on all processes but one.
+    # Here every process shards what it has loaded.
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
+    return found

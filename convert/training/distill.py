@@ -45,8 +45,6 @@ class DistillTrainer:
         """
         self._model, self._stage = model, stage
         self._teacher = other if other is not None else model
-        self._head = head_of(model)
-        self._teacher_head = self._head if other is None else head_of(other)
         if stage.trainable == "lora":
             attach_adapters(model, stage.lora, adapters)
         self._new = new_parameters(model)
@@ -56,6 +54,8 @@ class DistillTrainer:
         }
         for parameter in (*self._new.values(), *self._base.values()):
             parameter.requires_grad_(True)
+        self._head = head_of(model)  # runs the model: FSDP looks then at what has gradients
+        self._teacher_head = self._head if other is None else head_of(other)
         if stage.gradient_checkpointing:
             recompute_activations(model)
         self._weights = Weights(kl=stage.kl, ce=stage.ce, temperature=stage.temperature)

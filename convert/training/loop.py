@@ -16,6 +16,7 @@ from lineahead.convert.training import checkpoint
 from lineahead.convert.training.data import BatchSource
 from lineahead.convert.training.interrupt import Interrupt
 from lineahead.convert.training.progress import Metrics, Progress
+from lineahead.convert.training.sharding import is_sharded, whole
 from lineahead.errors import InterruptedTrainingError, TrainingError
 from lineahead.recipes.schema import ClassifyStage, Stage
 
@@ -144,13 +145,15 @@ def train(run: Run, resume: checkpoint.Position | None = None) -> None:
     try:
         with Interrupt() as interrupt:
             while run.step < run.steps:
-                if _one_step(run, optimizer, interrupt):
+                due = time.monotonic() - saved >= run.checkpoint_seconds
+                stop, due = _one_step(run, optimizer, interrupt, due)
+                if stop:
                     _save(run, optimizer)
                     raise InterruptedTrainingError(
                         f"interrupted at step {run.step} of {run.steps} of {label}; progress is saved",
                         hint="Continue with --resume.",
                     )
-                if time.monotonic() - saved >= run.checkpoint_seconds:
+                if due:
                     _save(run, optimizer)
                     saved = time.monotonic()
                 run.on_step(run.step)
@@ -160,19 +163,21 @@ def train(run: Run, resume: checkpoint.Position | None = None) -> None:
 
 
 def _optimizer(run: Run) -> torch.optim.Optimizer:
-    groups: dict[float, list[nn.Parameter]] = {}
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for parameter, rate in run.trainer.parameters().values():
-        groups.setdefault(rate, []).append(parameter)
+        groups.setdefault((rate, is_sharded(parameter)), []).append(parameter)
     return torch.optim.AdamW(
-        [{"params": parameters, "lr": rate, "peak": rate} for rate, parameters in groups.items()],
+        [{"params": parameters, "lr": rate, "peak": rate} for (rate, _), parameters in groups.items()],
         betas=(0.9, 0.95),
         weight_decay=run.stage.weight_decay,
         fused=True,
     )
 
 
-def _one_step(run: Run, optimizer: torch.optim.Optimizer, interrupt: Interrupt) -> bool:
-    """One optimiser step; returns whether to stop after it."""
+def _one_step(
+    run: Run, optimizer: torch.optim.Optimizer, interrupt: Interrupt, due: bool
+) -> tuple[bool, bool]:
+    """One optimiser step; returns whether to stop after it and whether to save, all processes the same."""
     start = time.monotonic()
     stage, accelerator = run.stage, run.accelerator
     factor = rate_factor(run.step, run.steps, stage.warmup, stage.schedule)
@@ -187,7 +192,7 @@ def _one_step(run: Run, optimizer: torch.optim.Optimizer, interrupt: Interrupt) 
         batch = run.batches.batch(number).to(accelerator.device, non_blocking=True)
         for name, value in run.trainer.backward(batch, 1 / stage.grad_accumulation).items():
             total[name] = total.get(name, 0.0) + value / stage.grad_accumulation
-    stop = _share(run, total, interrupt.requested)
+    stop, due = _share(run, total, (interrupt.requested, due))
     norm = _clip(run)
     if not (math.isfinite(total["loss"]) and math.isfinite(norm)):
         raise TrainingError(
@@ -213,7 +218,7 @@ def _one_step(run: Run, optimizer: torch.optim.Optimizer, interrupt: Interrupt) 
                 "tokens_per_s": run.tokens_per_step / elapsed,
             }
         )
-    return stop
+    return stop, due
 
 
 def rate_factor(step: int, steps: int, warmup: float, schedule: str) -> float:
@@ -227,28 +232,41 @@ def rate_factor(step: int, steps: int, warmup: float, schedule: str) -> float:
     return 1 - done if schedule == "linear" else 1.0
 
 
-def _share(run: Run, losses: dict[str, float], stop: bool) -> bool:
-    """Average gradients and, in place, `losses` over processes, once per step; does any want to `stop`?"""
+def _share(run: Run, losses: dict[str, float], flags: tuple[bool, bool]) -> tuple[bool, bool]:
+    """Average gradients and, in place, `losses` over processes, once per step; is a flag set in any of them?
+
+    Gradients of sharded parameters are averages already.
+    """
     if run.accelerator.num_processes == 1:
-        return stop
-    parameters = list(run.parameters.values())
+        return flags
+    parameters = [p for p in run.parameters.values() if not is_sharded(p)]
     gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
-    numbers = gradients[0].new_tensor([float(stop), *losses.values()])
+    numbers = torch.tensor([*map(float, flags), *losses.values()], device=run.accelerator.device)
     flat = run.accelerator.reduce(
         torch.cat([numbers, *(gradient.flatten() for gradient in gradients)]), "mean"
     )
     own = len(numbers)
     for parameter, part in zip(parameters, flat[own:].split([p.numel() for p in parameters]), strict=True):
         parameter.grad = part.view_as(parameter)
-    losses.update(zip(losses, flat[1:own].tolist(), strict=True))
-    return bool(flat[0] > 0)
+    losses.update(zip(losses, flat[len(flags) : own].tolist(), strict=True))
+    return bool(flat[0] > 0), bool(flat[1] > 0)
 
 
 def _clip(run: Run) -> float:
+    """Clip gradients to the stage's norm; sharded and whole ones have one norm. Returns it."""
     limit = run.stage.max_grad_norm or math.inf
-    return float(nn.utils.clip_grad_norm_(run.parameters.values(), limit))
+    kinds: list[list[nn.Parameter]] = [[], []]
+    for parameter in run.parameters.values():
+        if parameter.grad is not None:
+            kinds[is_sharded(parameter)].append(parameter)
+    norms = [whole(nn.utils.get_total_norm([p.grad for p in kind])) for kind in kinds if kind]  # type: ignore[misc]
+    norm = torch.stack(norms).norm() if len(norms) > 1 else norms[0]
+    for kind in kinds:
+        if kind:
+            nn.utils.clip_grads_with_norm_(kind, limit, norm)
+    return float(norm)
 
 
 def _save(run: Run, optimizer: torch.optim.Optimizer) -> None:
-    if run.accelerator.is_main_process:
-        checkpoint.save(run.checkpoint_folder, run.position(), run.parameters, optimizer)
+    main = run.accelerator.is_main_process
+    checkpoint.save(run.checkpoint_folder, run.position(), run.parameters, optimizer, write=main)
