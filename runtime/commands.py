@@ -234,6 +234,7 @@ def generate(
         threads=backend["threads"],
         model=draft_model,
         precision=draft_precision,
+        session=generator.session,
     )
     if chat is None:
         chat = generator.tokenizer.template is not None

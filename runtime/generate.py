@@ -12,6 +12,7 @@ from lineahead.runtime.artifact import Artifact, read_artifact
 from lineahead.runtime.backends.ort_library import Provider
 from lineahead.runtime.drafters import Drafter, LookupDrafter, NoDrafter
 from lineahead.runtime.drafters.combined import CombinedDrafter
+from lineahead.runtime.drafters.in_step import InStepDrafter
 from lineahead.runtime.drafters.medusa import MedusaDrafter, Shape
 from lineahead.runtime.drafters.model import ModelDrafter
 from lineahead.runtime.drafters.recurrent import RecurrentDrafter
@@ -108,7 +109,7 @@ class Generator:
             implementation=implementation,
             rebuild=rebuild,
         )
-        made = open_drafter(artifact, drafter, nodes=draft_nodes, provider=provider)
+        made = open_drafter(artifact, drafter, nodes=draft_nodes, provider=provider, session=session)
         return cls(artifact, session, tokenizer, made)
 
     def encode(self, prompt: Prompt) -> list[int]:
@@ -308,6 +309,7 @@ def open_drafter(
     threads: int = 0,
     model: Path | None = None,
     precision: str = "int4",
+    session: Session | None = None,
 ) -> Drafter:
     """The drafter by name; a new drafter is one file in ``drafters/`` and one branch here.
 
@@ -321,6 +323,7 @@ def open_drafter(
         model: artifact folder of the draft model; for ``model`` the same artifact when None, for ``auto`` the
             trained draft instead.
         precision: of the draft model's graph.
+        session: that verifies; where it drafts in its own steps, its draft is used.
 
     Raises:
         InputError: when there is no such drafter, or the draft model has another vocabulary or tokenizer.
@@ -336,11 +339,11 @@ def open_drafter(
             return CombinedDrafter(lookup, _second(artifact, model, nodes, precision, provider, threads))
         if kind is None:
             return lookup
-        return CombinedDrafter(lookup, _trained(artifact, kind, nodes, shape, provider))
+        return CombinedDrafter(lookup, _trained(artifact, kind, nodes, shape, provider, session))
     if name == "model":
         return _second(artifact, model, nodes, precision, provider, threads)
     if name in ("medusa", "recurrent"):
-        return _trained(artifact, name, nodes, shape, provider)
+        return _trained(artifact, name, nodes, shape, provider, session)
     raise InputError(f"unknown drafter {name!r}", hint=f"Choose one of: {', '.join(DRAFTERS)}.")
 
 
@@ -366,7 +369,9 @@ def _companion(artifact: Artifact, folder: Path) -> Artifact:
     return other
 
 
-def _trained(artifact: Artifact, kind: str, nodes: int, shape: Shape, provider: Provider) -> Drafter:
+def _trained(
+    artifact: Artifact, kind: str, nodes: int, shape: Shape, provider: Provider, session: Session | None
+) -> Drafter:
     """The draft in the artifact, which must be of that kind."""
     graph = artifact.draft_graph()
     if artifact.draft_kind != kind:
@@ -374,6 +379,8 @@ def _trained(artifact: Artifact, kind: str, nodes: int, shape: Shape, provider: 
             f"{artifact.folder}: its draft is {artifact.draft_kind!r}, not {kind!r}",
             hint=f"Use --speculate {artifact.draft_kind} or auto, or train another: lineahead draft.",
         )
+    if kind == "recurrent" and session is not None and session.drafts:
+        return InStepDrafter(max_nodes=nodes)
     if kind == "recurrent":
         from lineahead.runtime.backends.ort_recurrent import OnnxRuntimeRecurrent
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from lineahead.errors import BackendError, LineaheadError
 from lineahead.runtime.constraint import Constraint
 from lineahead.runtime.sampling import SamplingParams
-from lineahead.runtime.session import StepOutput
+from lineahead.runtime.session import Hidden, StepOutput
 from lineahead.runtime.tokenizer import TextStream
 from lineahead.runtime.tree import Tree
 
@@ -33,7 +33,7 @@ class Row:
         fed: tokens that have been through the model (in the state, or accepted and committed by the next
             call).
         accept: rows of the previous call that became text.
-        hidden: ``[E]`` hidden state of the last fed token.
+        hidden: ``[E]`` hidden state of the last fed token, or where it is until the next call.
         source: what an encoder-decoder reads; `tokens` are then the decoder's.
         draft_nodes: most nodes proposed for it in a step; None for as many as the drafter has.
         bias: what is added to the logits of single tokens.
@@ -53,7 +53,7 @@ class Row:
     text: TextStream | None = None
     fed: int = 0
     accept: Sequence[int] = ()
-    hidden: npt.NDArray[np.float32] | None = None
+    hidden: Hidden | None = None
     source: Sequence[int] = ()
     draft_nodes: int | None = None
     bias: Mapping[int, float] = field(default_factory=dict)

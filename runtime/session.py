@@ -73,6 +73,36 @@ class StepOutput:
         scores: Floats = self.logits[row, result]
         return scores
 
+    def hold(self, row: int, result: int) -> "Hidden":
+        """The hidden state ``[E]`` of one result, for a drafter to read before the next call.
+
+        A copy, or a reference to the device that is fetched when it is read.
+        """
+        held: Floats = self.hidden[row, result].copy()
+        return held
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldRow:
+    """A hidden state that stays on the device until NumPy reads it, which has to be before the next call.
+
+    Attributes:
+        output: whose it is.
+        row: in the batch of that call.
+        result: of that row.
+    """
+
+    output: StepOutput
+    row: int
+    result: int
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Floats:
+        found: Floats = self.output.hidden[self.row, self.result]
+        return found if dtype is None else found.astype(dtype)
+
+
+Hidden = Floats | HeldRow
+
 
 @dataclass(frozen=True, kw_only=True)
 class SessionInfo:
@@ -134,12 +164,14 @@ class Session(ABC):
         identity: gives the hash of the model that a saved state belongs to (computed when first asked for).
         chunk: prompt tokens that a call takes best.
         most_rows: sequences that it can hold at once; None for any number.
+        drafts: whether it has a draft of its own, for :meth:`draft_step`.
     """
 
     info: SessionInfo
     identity: Callable[[], str]
     chunk: int = 256
     most_rows: int | None = None
+    drafts: bool = False
 
     @property
     @abstractmethod
@@ -158,6 +190,34 @@ class Session(ABC):
             InputError: when the shapes do not belong together.
             BackendError: when the backend fails.
         """
+
+    @property
+    def most_drafted(self) -> int:
+        """Longest chain that :meth:`draft_step` can draft for the rows there are; 0 where it cannot."""
+        return 0
+
+    def draft_step(
+        self, inputs: StepInput, hidden: Sequence[Hidden | None], count: int
+    ) -> tuple[Ints, StepOutput]:
+        """As :meth:`step`, but first the session drafts the tokens of nodes 1 to `count` of every sequence.
+
+        Args:
+            inputs: every sequence's first node is the root; the ids of the others do not matter. Where there
+                are fewer than 1 + `count` nodes, or `ancestors` makes them roots, drafts are not used.
+            hidden: for each sequence the state at the token before the root; None where its draft is not
+                used.
+            count: tokens to draft, at most `most_drafted`.
+
+        Returns:
+            The drafted tokens ``[B, count]``, and what the call made of them.
+
+        Raises:
+            InputError: when the shapes do not belong together.
+            BackendError: when the backend cannot, or fails.
+        """
+        raise BackendError(
+            f"the {self.info.backend} backend does not draft in its steps", hint="Use another drafter."
+        )
 
     @abstractmethod
     def fork(self, rows: Sequence[int]) -> None:

@@ -2,19 +2,21 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from lineahead.errors import InputError, LineaheadError
 from lineahead.runtime.acceptance import Acceptance, Accepted, lossless
-from lineahead.runtime.drafters.base import Drafter, DraftRow
+from lineahead.runtime.drafters.base import Drafter, DraftRow, StepDrafter
 from lineahead.runtime.drafters.nothing import NoDrafter
 from lineahead.runtime.governor import Governor
 from lineahead.runtime.layout import Part, lay_out
 from lineahead.runtime.logprobs import TokenLogprobs, token_logprobs
 from lineahead.runtime.row import Finish, Row, RowScores
-from lineahead.runtime.session import RowState, Session, StepOutput
+from lineahead.runtime.session import Ints, RowState, Session, StepInput, StepOutput
 from lineahead.runtime.statistics import Statistics
-from lineahead.runtime.tree import Tree, root
+from lineahead.runtime.tree import Tree, chain, root
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +81,7 @@ class Decoder:
             InputError: when they are not what the session holds.
         """
         self.session, self.drafter = session, drafter or NoDrafter()
+        self._in_step = self.drafter.in_step if isinstance(self.drafter, StepDrafter) else None
         self.rows: list[Row] = list(rows)
         self.statistics = Statistics()
         self._accept, self._governor, self._chunk = acceptance, governor, chunk or session.chunk
@@ -113,6 +116,9 @@ class Decoder:
     def leave(self, request: int) -> RowState:
         """Take a sequence out of the batch without ending it; returns its state, to join another one with."""
         place = next(i for i, row in enumerate(self.rows) if row.request == request)
+        row = self.rows[place]
+        if row.hidden is not None:
+            row.hidden = np.array(row.hidden, np.float32)
         saved = self.session.take(place)
         self._keep([i for i in range(len(self.rows)) if i != place])
         return saved
@@ -133,11 +139,14 @@ class Decoder:
     def step(self) -> list[Event]:
         """One call of the model: draft, verify, accept. Returns an event for each sequence that grew."""
         start = time.perf_counter()
-        parts = self._draft()
+        parts, count = self._draft()
         drafted = time.perf_counter()
         inputs = lay_out(parts, [row.accept for row in self.rows], self._width)
         laid_out = time.perf_counter()
-        output = self.session.step(inputs)
+        if count:
+            parts, output = self._drafted_step(inputs, parts, count)
+        else:
+            output = self.session.step(inputs)
         verified = time.perf_counter()
         self._width = max(part.longest for part in parts)
         choices = [self._choose(i, part, output) for i, part in enumerate(parts)]
@@ -150,8 +159,13 @@ class Decoder:
         self._count(parts, times, start)
         return [event for event in events if event is not None]
 
-    def _draft(self) -> list[Part]:
-        """The next chunk of rows that read their prompt, a proposal for the others."""
+    def _draft(self) -> tuple[list[Part], int]:
+        """The next chunk of rows that read their prompt, a proposal for the others.
+
+        Returns:
+            What each row contributes; and, where the session is to draft, how many tokens: the proposals then
+            are chains of nothing yet.
+        """
         parts: list[Part | None] = [None] * len(self.rows)
         asking: list[int] = []
         allowed = self.drafter.max_nodes if self._governor is None else self._governor.nodes(len(self.rows))
@@ -163,12 +177,38 @@ class Decoder:
                 parts[i] = Part(chain=row.tokens[row.fed :], tree=root(row.tokens[-1]))
             else:
                 asking.append(i)
-        if asking:
-            wanted = [self._question(self.rows[i], allowed) for i in asking]
+        wanted = [self._question(self.rows[i], allowed) for i in asking]
+        count = self._drafted(wanted, parts)
+        if count:
+            for i, question in zip(asking, wanted, strict=True):
+                length = 0 if question.hidden is None else min(count, question.depth, question.nodes)
+                tree = chain([question.tokens[-1], *(0 for _ in range(length))])
+                parts[i] = Part(chain=(tree.tokens[0],), tree=tree)
+        elif asking:
             for i, question, tree in zip(asking, wanted, self.drafter.propose(wanted), strict=True):
                 tree = tree.pruned(depth=question.depth, nodes=question.nodes + 1)
                 parts[i] = Part(chain=(tree.tokens[0],), tree=tree)
-        return [part for part in parts if part is not None]
+        return [part for part in parts if part is not None], count
+
+    def _drafted(self, wanted: Sequence[DraftRow], parts: Sequence[Part | None]) -> int:
+        """How many tokens the session is to draft; none while a row reads its prompt."""
+        if self._in_step is None or not wanted or not self.session.most_drafted:
+            return 0
+        if any(part is not None and (part.tree is None or len(part.chain) > 1) for part in parts):
+            return 0
+        return min(self._in_step(wanted), self.session.most_drafted)
+
+    def _drafted_step(
+        self, inputs: StepInput, parts: Sequence[Part], count: int
+    ) -> tuple[list[Part], StepOutput]:
+        """A step that drafts; returns the parts with the tokens that it drafted."""
+        found: Ints
+        found, output = self.session.draft_step(inputs, [row.hidden for row in self.rows], count)
+        filled = []
+        for part, tokens in zip(parts, found.tolist(), strict=True):
+            length = len(part.tree) - 1 if part.tree else 0
+            filled.append(replace(part, tree=chain([part.chain[0], *tokens[:length]])))
+        return filled, output
 
     def _question(self, row: Row, nodes: int) -> DraftRow:
         return DraftRow(
@@ -215,7 +255,7 @@ class Decoder:
             )
         if choice is None or part.tree is None:
             return None
-        row.hidden = output.hidden[i, path[-1] if path else 0].copy()
+        row.hidden = output.hold(i, path[-1] if path else 0)
         verified = len(part.chain) == 1
         kept, text = row.emit(choice.tokens(part.tree))
         if verified:

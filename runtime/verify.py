@@ -184,7 +184,11 @@ def _drafters(
         for shape in ("chain", "tree"):
             wanted: Shape = "chain" if shape == "chain" else "adaptive"
             found.append((f"{kind} {shape}", 1, same(open_drafter(generator.artifact, kind, shape=wanted))))
-        found.append(("auto", 1, same(open_drafter(generator.artifact, "auto"))))
+        session = generator.session
+        if session.drafts:
+            drafter = open_drafter(generator.artifact, kind, session=session)
+            found.append((f"{kind} in the step", 1, same(drafter)))
+        found.append(("auto", 1, same(open_drafter(generator.artifact, "auto", session=session))))
     if batch > 1 and len(texts) > 1:
         found.append(("tree, batched", batch, recorded(batch, 2000, depth=4, branches=2, hit_rate=0.7)))
     return found

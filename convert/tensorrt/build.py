@@ -151,7 +151,7 @@ def profile_shapes(
     pending = (least, bucket.nodes, most)
     results = (1, bucket.results if bucket.nodes <= bucket.results else 1, bucket.results)
     fixed: dict[str, Any] = {
-        "input_ids": (bucket.batch, bucket.nodes),
+        "input_ids": (bucket.batch, bucket.nodes)[: len(shape)],  # a draft's has one token a sequence
         "ancestors": (bucket.batch, bucket.nodes, bucket.nodes),
         "accept_count": (bucket.batch,),
         LENGTH_IN: (bucket.batch,),

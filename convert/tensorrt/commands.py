@@ -44,6 +44,11 @@ from lineahead.recipes.console import artifact_argument, json_option, note, show
     default=False,
     help="Use the library's fused operators between products [default: no].",
 )
+@click.option(
+    "--draft/--no-draft",
+    default=True,
+    help="Also build an engine of the artifact's recurrent draft, if it has one [default: yes].",
+)
 @click.option("--detailed", is_flag=True, help="Keep layer names in the engine, for profiles.")
 @json_option
 def tensorrt(

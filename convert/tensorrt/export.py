@@ -16,11 +16,15 @@ from lineahead.convert.tensorrt.build import (
     profile_shapes,
     trtexec_line,
 )
+from lineahead.convert.tensorrt.draft_check import compare_draft, require_agreement
+from lineahead.convert.tensorrt.draft_graph import draft_graph, is_recurrent
 from lineahead.convert.tensorrt.fuse import fused_text
 from lineahead.convert.tensorrt.graph import engine_graph, save_for_engine
 from lineahead.errors import ArtifactError, ExportError, InputError
 from lineahead.plugins.augmented_attention.schema import DOMAIN, OP_TYPE
 from lineahead.plugins.tensorrt.cuda import CudaDevice
+from lineahead.plugins.tensorrt.draft import write_names
+from lineahead.plugins.tensorrt.draft_kernels import LibraryDraftKernels
 from lineahead.plugins.tensorrt.engine import (
     TensorRTEngine,
     load_plugins,
@@ -31,6 +35,7 @@ from lineahead.plugins.tensorrt.engine import (
 from lineahead.plugins.tensorrt.library import plugin_library
 from lineahead.plugins.tensorrt.record import (
     CACHE,
+    DRAFT,
     FOLDER,
     LIBRARY,
     PRECISIONS,
@@ -48,8 +53,9 @@ logger = logging.getLogger(__name__)
 
 MOST_RESULTS = 64
 DEFAULT_BUCKETS = ("1x1", "1x8", "1x16", "1x64", "4x1", "4x8", "4x64")
-SOURCE = "onnx/verifier.onnx"
+SOURCE, DRAFT_SOURCE = "onnx/verifier.onnx", "onnx/draft.onnx"
 STAGING = ".export-"
+Judge = Callable[[Path, TensorRTEngine], float]
 
 
 def parse_bucket(text: str) -> Bucket:
@@ -75,6 +81,7 @@ class Options:
         cublas: let TensorRT use cuBLAS.
         detailed: keep layer names in the engine.
         fuse: use the plugin library's fused operators between products.
+        draft: build an engine of the artifact's recurrent draft, too, if it has one.
     """
 
     buckets: Sequence[str] = DEFAULT_BUCKETS
@@ -83,11 +90,15 @@ class Options:
     cublas: bool = False
     detailed: bool = False
     fuse: bool = False
+    draft: bool = True
 
     def sizes(self, kind: str) -> tuple[Bucket, ...]:
-        """The buckets of a kind of engine, smallest first."""
+        """The buckets of a kind of engine, smallest first; a draft's are the verifier's batches."""
         named = self.prefill if kind == PREFILL else self.buckets
-        return tuple(sorted((parse_bucket(one) for one in named), key=lambda one: (one.batch, one.nodes)))
+        found = {parse_bucket(one) for one in named}
+        if kind == DRAFT:
+            found = {Bucket(batch=one.batch, nodes=1, results=1) for one in found}
+        return tuple(sorted(found, key=lambda one: (one.batch, one.nodes)))
 
     @property
     def rows(self) -> tuple[int, int]:
@@ -104,10 +115,10 @@ def export_tensorrt(
     progress: Callable[[str], None] | None = None,
     options: Options = Options(),
 ) -> list[dict[str, Any]]:
-    """Build, check and save ``tensorrt/<sm>-<version>/verifier_<precision>.engine``, and ``prefill_...``.
+    """Build, check and save ``tensorrt/<sm>-<version>/{verifier,prefill,draft}_<precision>.engine``.
 
     Beside each engine stand its record (``.json``), the graph that it was parsed from, the plugin library and
-    the timing cache.
+    the timing cache; beside a draft's the tokens that it can propose.
 
     Args:
         artifact: the artifact folder, exported to ONNX.
@@ -121,7 +132,7 @@ def export_tensorrt(
 
     Raises:
         ArtifactError: when the artifact has no ONNX graph, or there is no plugin library.
-        BackendError: when TensorRT or a GPU is missing.
+        BackendError: when TensorRT or a GPU is missing, or the library is too old for the draft.
         ExportError: when the graph cannot be lowered, parsed or built.
         ParityError: when an engine and ONNX Runtime disagree.
     """
@@ -129,6 +140,8 @@ def export_tensorrt(
     if unknown:
         raise ExportError(f"unknown precision {unknown[0]!r}", hint=f"Choose from: {', '.join(PRECISIONS)}.")
     kinds = [kind for kind in (VERIFIER, PREFILL) if options.sizes(kind)]
+    if options.draft and (artifact / DRAFT_SOURCE).is_file() and is_recurrent(artifact / DRAFT_SOURCE):
+        kinds.append(DRAFT)
     if not (artifact / SOURCE).is_file():
         raise ArtifactError(f"{artifact}: no {SOURCE}", hint=f"Run `lineahead export onnx {artifact}`.")
     trt = tensorrt_module()
@@ -137,6 +150,8 @@ def export_tensorrt(
     with scratch_folder(work.folder, STAGING) as staging:
         _publish_library(found, work.folder, staging)
         load_plugins(trt, work.folder / LIBRARY)
+        if DRAFT in kinds:
+            LibraryDraftKernels(work.folder / LIBRARY)  # refused now rather than after the builds
         return [work.one(kind, precision, staging) for precision in precisions for kind in kinds]
 
 
@@ -146,7 +161,7 @@ class _Work:
     def __init__(
         self, artifact: Path, trt: Any, device: CudaDevice, options: Options, report: Callable[[str], None]
     ) -> None:
-        self.source, self.trt, self.device = artifact / SOURCE, trt, device
+        self.artifact, self.trt, self.device = artifact, trt, device
         self.options, self.report = options, report
         self.machine = this_machine(trt, device)
         self.folder = artifact / FOLDER / self.machine.folder
@@ -155,12 +170,12 @@ class _Work:
     def one(self, kind: str, precision: str, staging: Path) -> dict[str, Any]:
         """Lower, build, check and publish one engine."""
         name, graph = engine_name(kind, precision), staging / f"{kind}_{precision}.onnx"
-        buckets = self.options.sizes(kind)
-        self.report(f"lower {self.source.name} to {precision}")
-        model = engine_graph(self.source, precision, chain=kind == PREFILL, fused=self.options.fuse)
+        buckets, source = self.options.sizes(kind), self._source(kind)
+        self.report(f"lower {source.name} to {precision}")
+        model, judge = (self._draft if kind == DRAFT else self._verifier)(kind, precision)
         if self.options.fuse:
             self.report(fused_text(model.graph))
-        window, inputs = _window(model), _input_shapes(model)
+        inputs = _input_shapes(model)
         save_for_engine(model, graph)
         del model
         request = BuildRequest(
@@ -177,17 +192,7 @@ class _Work:
         plan = build(self.trt, log, request, self.report)
         (staging / name).write_bytes(plan)
         self.report(f"compare {name} with ONNX Runtime")
-        engine = TensorRTEngine(plan, self.device, trt=self.trt, log=log)
-        difference = check.compare(
-            self.source,
-            engine,
-            self.device,
-            buckets,
-            window=window,
-            chains=kind == PREFILL,
-            positions=self.positions,
-        )
-        check.require(difference, precision, name)
+        difference = judge(staging / name, TensorRTEngine(plan, self.device, trt=self.trt, log=log))
         self._record(kind, precision, buckets, difference).write((staging / name).with_suffix(".json"))
         for path in sorted(staging.iterdir()):
             os.replace(path, self.folder / path.name)
@@ -204,6 +209,45 @@ class _Work:
             "trtexec": trtexec_line(final, path, self.folder / LIBRARY, shapes, version=major(self.trt)),
         }
 
+    def _source(self, kind: str) -> Path:
+        return self.artifact / (DRAFT_SOURCE if kind == DRAFT else SOURCE)
+
+    def _verifier(self, kind: str, precision: str) -> tuple[Any, Judge]:
+        """The lowered step graph, and what judges an engine of it."""
+        chains, source, buckets = kind == PREFILL, self._source(kind), self.options.sizes(kind)
+        model = engine_graph(source, precision, chain=chains, fused=self.options.fuse)
+        window = _window(model)
+
+        def judge(path: Path, engine: TensorRTEngine) -> float:
+            difference = check.compare(
+                source,
+                engine,
+                self.device,
+                buckets,
+                window=window,
+                chains=chains,
+                positions=self.positions,
+            )
+            check.require(difference, precision, path.name)
+            return difference
+
+        return model, judge
+
+    def _draft(self, kind: str, precision: str) -> tuple[Any, Judge]:
+        """The lowered draft, and what judges an engine of it and writes its tokens beside it."""
+        source, buckets = self._source(kind), self.options.sizes(kind)
+        model, draft = draft_graph(source, precision, fused=self.options.fuse)
+
+        def judge(path: Path, engine: TensorRTEngine) -> float:
+            difference, agreement = compare_draft(source, draft, engine, self.device, buckets)
+            check.require(difference, precision, path.name)
+            require_agreement(agreement, path.name)
+            self.report(f"{agreement:.0%} of {path.name}'s best candidates are those of {source.name}")
+            write_names(path, draft.names)
+            return difference
+
+        return model, judge
+
     def _record(
         self, kind: str, precision: str, buckets: Sequence[Bucket], difference: float
     ) -> EngineRecord:
@@ -214,7 +258,7 @@ class _Work:
             tensorrt=self.machine.tensorrt,
             card=self.machine.card,
             plugin_sha256=file_hash(self.folder / LIBRARY),
-            graph_sha256=file_hash(self.source),
+            graph_sha256=file_hash(self._source(kind)),
             buckets=tuple(buckets),
             difference=difference,
         )

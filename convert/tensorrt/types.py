@@ -20,7 +20,7 @@ INTEGERS = ("Shape", "Size", "ArgMax", "ArgMin", "NonZero")
 TRUTHS = ("Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "And", "Or", "Not", "Xor", "IsNaN")
 WIDE_MARK = "float32"
 WIDE_PORTS = ("state", "norm")
-RESULTS = ("logits", "hidden_states", "log_probs")
+RESULTS = ("logits", "hidden_states", "log_probs", "guess", "scores")
 
 
 def infer_types(graph: ir.Graph) -> None:

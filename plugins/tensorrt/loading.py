@@ -5,9 +5,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from lineahead.errors import ArtifactError, BackendError
+from lineahead.plugins.step_graph import LOGITS
 from lineahead.plugins.tensorrt.choice import Choice, LibraryChoice
 from lineahead.plugins.tensorrt.cuda import CudaDevice
+from lineahead.plugins.tensorrt.draft import SCORES, read_names
+from lineahead.plugins.tensorrt.draft_kernels import DraftKernels, LibraryDraftKernels
 from lineahead.plugins.tensorrt.engine import (
     TensorRTEngine,
     load_plugins,
@@ -16,6 +22,7 @@ from lineahead.plugins.tensorrt.engine import (
     trt_logger,
 )
 from lineahead.plugins.tensorrt.record import (
+    DRAFT,
     FOLDER,
     LIBRARY,
     PRECISIONS,
@@ -50,6 +57,25 @@ class Opened:
     path: Path
     choice: Choice
     chain: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenedDraft:
+    """A loaded draft engine.
+
+    Attributes:
+        engine: ready to run.
+        record: what it is.
+        path: its file.
+        kernels: of the same plugin library.
+        names: ``[V']`` int32, the tokens that its scores are of.
+    """
+
+    engine: TensorRTEngine
+    record: EngineRecord
+    path: Path
+    kernels: DraftKernels
+    names: npt.NDArray[np.int32]
 
 
 def engine_path(artifact: Path, machine: Machine, kind: str, precision: str) -> Path:
@@ -123,3 +149,35 @@ def open_engines(
         )
         for path, record in found
     ]
+
+
+def open_draft(artifact: Path, precision: str, verifier: Opened) -> OpenedDraft | None:
+    """Load an artifact's draft engine beside its verifier; None when it has none that fits, which is logged.
+
+    Args:
+        artifact: the folder.
+        precision: ``fp32``, ``fp16`` or ``bf16``.
+        verifier: the opened engine that will verify.
+
+    Raises:
+        ArtifactError: when a file of it is missing.
+        BackendError: when TensorRT cannot read it.
+    """
+    trt = tensorrt_module()
+    machine = this_machine(trt, verifier.device)
+    if not engine_path(artifact, machine, DRAFT, precision).is_file():
+        return None
+    try:
+        path, record = require_engine(artifact, machine, DRAFT, precision)
+    except ArtifactError as error:
+        logger.warning("%s; going on without it", error)
+        return None
+    engine = TensorRTEngine(path.read_bytes(), verifier.device, trt=trt, log=trt_logger(trt))
+    count, vocabulary = engine.tensors[SCORES].shape[-1], verifier.engine.tensors[LOGITS].shape[-1]
+    return OpenedDraft(
+        engine=engine,
+        record=record,
+        path=path,
+        kernels=LibraryDraftKernels(path.parent / LIBRARY),
+        names=read_names(path, count, vocabulary),
+    )

@@ -9,7 +9,7 @@ from typing import Any
 from lineahead.errors import ArtifactError
 
 FOLDER, LIBRARY, CACHE = "tensorrt", "liblineahead_plugins.so", "timing.cache"
-VERIFIER, PREFILL = "verifier", "prefill"
+VERIFIER, PREFILL, DRAFT = "verifier", "prefill", "draft"
 PRECISIONS = ("fp32", "fp16", "bf16")
 FORMAT = 1
 
@@ -54,7 +54,7 @@ class EngineRecord:
     """One engine.
 
     Attributes:
-        kind: ``verifier``, or ``prefill`` of chains only.
+        kind: ``verifier``, ``prefill`` of chains only, or ``draft``.
         precision: ``fp32``, ``fp16`` or ``bf16``.
         sm: compute capability it was built on.
         tensorrt: version that built it.

@@ -8,18 +8,30 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from lineahead.errors import BackendError, InputError
 from lineahead.plugins.step_graph import HIDDEN_STATES, LENGTH_IN, LOGITS
 from lineahead.plugins.tensorrt.call import Sizes, choose
 from lineahead.plugins.tensorrt.choice import Choice
 from lineahead.plugins.tensorrt.cuda import Device
-from lineahead.plugins.tensorrt.loading import open_engines
+from lineahead.plugins.tensorrt.loading import open_draft, open_engines
 from lineahead.plugins.tensorrt.record import Bucket
 from lineahead.runtime.artifact import Artifact
+from lineahead.runtime.backends.trt_drafts import Drafting, ServedDraft
 from lineahead.runtime.backends.trt_memory import Memory, carried_tensors
-from lineahead.runtime.backends.trt_steps import Array, DeviceOutput, Results, Served, Step
-from lineahead.runtime.session import Ints, RowState, Session, SessionInfo, StepInput, StepOutput, check
+from lineahead.runtime.backends.trt_steps import Array, DeviceOutput, Draft, Results, Served, Step
+from lineahead.runtime.session import (
+    HeldRow,
+    Hidden,
+    Ints,
+    RowState,
+    Session,
+    SessionInfo,
+    StepInput,
+    StepOutput,
+    check,
+)
 from lineahead.runtime.state import same_layout
 
 logger = logging.getLogger(__name__)
@@ -39,6 +51,7 @@ class TensorRTSession(Session):
         *,
         identity: Callable[[], str],
         choice: Choice | None = None,
+        draft: ServedDraft | None = None,
         info: SessionInfo | None = None,
     ) -> None:
         """Take over engines of one model; use :meth:`load` for an artifact.
@@ -48,9 +61,10 @@ class TensorRTSession(Session):
             device: where they run.
             identity: gives the model's hash, for saved states.
             choice: chooses tokens on the device; without it every step's logits are fetched.
+            draft: drafts within steps; without it :meth:`draft_step` is refused.
             info: what is running.
         """
-        self._engines, self._device, self._choice = list(engines), device, choice
+        self._engines, self._device, self._choice, self._served = list(engines), device, choice, draft
         tensors = engines[0].engine.tensors
         self._carried = carried_tensors(tensors)
         self._widths = tensors[LOGITS].shape[-1], tensors[HIDDEN_STATES].shape[-1]
@@ -59,10 +73,12 @@ class TensorRTSession(Session):
         self.chunk = max(bucket.nodes for one in engines for bucket in one.buckets)
         self._memories: dict[int, Memory] = {}
         self._results: dict[tuple[int, int], Results] = {}
-        self._steps: dict[tuple[Sizes, int], Step] = {}
+        self._draftings: dict[int, Drafting] = {}
+        self._steps: dict[tuple[Sizes, int, int], Step] = {}
         self._last: DeviceOutput | None = None
         self.identity = identity
         self.info = info or SessionInfo(backend="tensorrt", implementation="plugin", device="cuda")
+        self.drafts = draft is not None
         self._length: Ints = np.zeros(0, np.int64)
         self._nodes = 0
         self._memory = self._held(1)
@@ -90,11 +106,19 @@ class TensorRTSession(Session):
         )
         logger.info("%s: %s", opened[0].path, info)
         engines = [Served(engine=one.engine, buckets=one.record.buckets, chain=one.chain) for one in opened]
+        found = open_draft(artifact.folder, precision, opened[0])
+        draft = None
+        if found is not None:
+            draft = ServedDraft(
+                engine=found.engine, buckets=found.record.buckets, kernels=found.kernels, names=found.names
+            )
+            draft.require(opened[0].engine.tensors[HIDDEN_STATES].shape[-1], found.path)
         return cls(
             engines,
             opened[0].device,
             identity=artifact.identity,
             choice=opened[0].choice,
+            draft=draft,
             info=info,
         )
 
@@ -122,8 +146,53 @@ class TensorRTSession(Session):
         self._memory.clear()
         self._length, self._nodes = np.zeros(batch, np.int64), 0
 
+    @property
+    def most_drafted(self) -> int:
+        """Longest chain that a step can draft for the rows there are; 0 without a draft engine for them."""
+        if self._served is None or self._served.profile(self._memory.batch) is None:
+            return 0
+        fitting = [one for one in self._engines[0].buckets if one.batch == self._memory.batch]
+        return max((min(one.nodes, one.results) for one in fitting), default=1) - 1
+
     def step(self, inputs: StepInput) -> StepOutput:
         """Commit, then score the nodes; as :meth:`Session.step`."""
+        return self._run(inputs, None)[1]
+
+    def draft_step(
+        self, inputs: StepInput, hidden: Sequence[Hidden | None], count: int
+    ) -> tuple[Ints, StepOutput]:
+        """Draft, commit, score, in one launch; as :meth:`Session.draft_step`."""
+        if not 0 < count <= self.most_drafted or len(hidden) != len(self._length):
+            raise InputError(
+                f"a draft of {count} tokens for {len(hidden)} sequences; the engines can draft "
+                f"{self.most_drafted} for {len(self._length)}",
+                hint="Build a draft engine and larger buckets: `lineahead export tensorrt`.",
+            )
+        work = self._drafting()
+        work.begin([self._source(one) for one in hidden])
+        step, output = self._run(inputs, Draft(work=work, count=count))
+        return step.ids[: len(hidden), 1 : count + 1].astype(np.int64), output
+
+    def _source(self, hidden: Hidden | None) -> int | npt.NDArray[np.float32] | None:
+        """Where a draft finds a hidden state: its address if it is a result of the last call."""
+        if isinstance(hidden, HeldRow) and isinstance(hidden.output, DeviceOutput):
+            if hidden.output is self._last:
+                return hidden.output.hidden_address(hidden.row, hidden.result)
+            return np.asarray(hidden)
+        return None if hidden is None else np.asarray(hidden, np.float32)
+
+    def _drafting(self) -> Drafting:
+        """The draft's buffers for the padded batch, made once."""
+        batch = self._memory.batch
+        if batch not in self._draftings:
+            assert self._served is not None
+            profile = self._served.profile(batch)
+            assert profile is not None
+            self._draftings[batch] = Drafting(self._device, self._served, batch=batch, profile=profile)
+        return self._draftings[batch]
+
+    def _run(self, inputs: StepInput, draft: Draft | None) -> tuple[Step, DeviceOutput]:
+        """One call, padded to a bucket that has room for what is drafted."""
         check(inputs, len(self._length), self._nodes)
         batch, nodes = inputs.input_ids.shape
         count = inputs.output_index.shape[1]
@@ -134,7 +203,8 @@ class TensorRTSession(Session):
                 f"of {self._widths[0]}",
                 hint="Use the tokenizer of this artifact.",
             )
-        step = self._step(self._sizes(nodes, count, inputs))
+        room = nodes if draft is None else max(nodes, draft.count + 1)
+        step = self._step(self._sizes(room, count, inputs), draft)
         if self._last is not None:
             self._last.expire()
         call: dict[str, Array] = {
@@ -152,7 +222,7 @@ class TensorRTSession(Session):
         self._last = DeviceOutput(
             self._device, step.results, batch=batch, count=count, chosen=self._choice is not None
         )
-        return self._last
+        return step, self._last
 
     def _sizes(self, nodes: int, results: int, inputs: StepInput) -> Sizes:
         """What a call is padded to, and which engine takes it: the first that can."""
@@ -172,8 +242,8 @@ class TensorRTSession(Session):
             pending=self._memory.nodes or least,
         )
 
-    def _step(self, sizes: Sizes) -> Step:
-        key = sizes, self._memory.side
+    def _step(self, sizes: Sizes, draft: Draft | None) -> Step:
+        key = sizes, self._memory.side, 0 if draft is None else draft.count
         if key not in self._steps:
             place = sizes.batch, sizes.results
             if place not in self._results:
@@ -186,6 +256,7 @@ class TensorRTSession(Session):
                 sizes=sizes,
                 side=self._memory.side,
                 choice=self._choice,
+                draft=draft,
             )
         return self._steps[key]
 
@@ -205,7 +276,12 @@ class TensorRTSession(Session):
     def sibling(self) -> "TensorRTSession":
         """Another state of the same engines; as :meth:`Session.sibling`."""
         return TensorRTSession(
-            self._engines, self._device, identity=self.identity, choice=self._choice, info=self.info
+            self._engines,
+            self._device,
+            identity=self.identity,
+            choice=self._choice,
+            draft=self._served,
+            info=self.info,
         )
 
     def take(self, row: int) -> RowState:

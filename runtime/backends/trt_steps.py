@@ -15,8 +15,9 @@ from lineahead.plugins.tensorrt.choice import Choice, scores_of, tokens_of
 from lineahead.plugins.tensorrt.cuda import Device
 from lineahead.plugins.tensorrt.engine import Engine
 from lineahead.plugins.tensorrt.record import Bucket
+from lineahead.runtime.backends.trt_drafts import Drafting
 from lineahead.runtime.backends.trt_memory import Memory
-from lineahead.runtime.session import Floats, StepOutput
+from lineahead.runtime.session import Floats, HeldRow, StepOutput
 
 logger = logging.getLogger(__name__)
 Array = npt.NDArray[Any]
@@ -56,8 +57,28 @@ class Results:
         self.keys = device.pinned(batch * results * 8).view(np.uint64).reshape(batch, results)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Draft:
+    """What a step drafts before it verifies.
+
+    Attributes:
+        work: the draft's buffers for the step's batch.
+        count: tokens a sequence.
+    """
+
+    work: Drafting
+    count: int
+
+
 class Step:
-    """One set of sizes and one direction of the pending sets."""
+    """One set of sizes and one direction of the pending sets, with or without a draft.
+
+    Attributes:
+        sizes: of the call.
+        results: where its results go.
+        draft: what drafts before it verifies.
+        ids: ``[B, T]`` int32, the call's tokens with those that were drafted; only with a draft.
+    """
 
     def __init__(
         self,
@@ -69,8 +90,20 @@ class Step:
         sizes: Sizes,
         side: int,
         choice: Choice | None,
+        draft: Draft | None = None,
     ) -> None:
-        """Prepare; nothing runs yet."""
+        """Prepare; nothing runs yet.
+
+        Args:
+            device: where.
+            engine: that verifies.
+            memory: whose state it reads and writes.
+            results: where its results go.
+            sizes: of the call.
+            side: which pending set it reads.
+            choice: of tokens on the device.
+            draft: what drafts before it verifies.
+        """
         self.sizes, self.results, self._device = sizes, results, device
         offsets, total = sizes.offsets()
         self._host, self._block = device.pinned(total), device.allocate(total)
@@ -88,6 +121,13 @@ class Step:
         self._engine, self._shapes = engine, shapes
         self._enqueue = engine.prepare(sizes.profile, shapes, addresses)
         self._launch: Callable[[], None] | None = None
+        self.draft = draft
+        self._ids = addresses["input_ids"]
+        self._before: Callable[[], None] | None = None
+        if draft is not None:
+            self._before = draft.work.prepare(self._ids, sizes.nodes, draft.count)
+            shape = sizes.batch, sizes.nodes
+            self.ids = device.pinned(shape[0] * shape[1] * 4).view(np.int32).reshape(shape)
 
     def run(self, call: Mapping[str, Array]) -> None:
         """Fill the inputs and run: directly the first time, then as a graph; waits for the end."""
@@ -111,6 +151,9 @@ class Step:
 
     def _work(self) -> None:
         self._device.upload(self._block, self._host)
+        if self._before is not None:
+            self._before()
+            self._device.fetch(self.ids, self._ids)
         self._enqueue()
         if self._choice is not None:
             results = self.results
@@ -187,6 +230,15 @@ class DeviceOutput(StepOutput):
         if not np.isfinite(score):
             raise _not_numbers(score)
         return int(self._tokens[row, result])
+
+    def hold(self, row: int, result: int) -> HeldRow:
+        """The hidden state of one result, where it is."""
+        return HeldRow(output=self, row=row, result=result)
+
+    def hidden_address(self, row: int, result: int) -> int:
+        """Where on the device a hidden state is until the next call."""
+        place = row * self._results.shape[1] + result
+        return self._results.hidden + place * self._results.widths[1] * 4
 
     def scores(self, row: int, result: int) -> Floats:
         """Logits ``[V]`` of one result."""

@@ -228,6 +228,7 @@ def _drafters(generator: Generator, request: BenchRequest) -> dict[str, Drafter]
                 kind,
                 nodes=request.draft_nodes,
                 shape="chain" if shape == "chain" else "adaptive",
+                session=None if shape == "tree" else generator.session,
             )
     if request.draft_model is not None:
         made[f"model {request.draft_nodes}"] = open_drafter(

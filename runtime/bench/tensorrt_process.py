@@ -2,8 +2,9 @@
 
 ``python -m lineahead.runtime.bench.tensorrt_process ENGINE LIBRARY REQUEST.json`` prints one JSON object. The
 request is ``{"calls": [[batch, nodes, context], ...], "repeats": 30}``; a fourth number says how many nodes
-of the call before were accepted (1). Any engine of a step graph will do: the state is random, and so may be
-the weights.
+of the call before were accepted (1), a fifth how many tokens the step drafts before it verifies (0), by the
+draft engine beside ``verifier_PRECISION.engine``. Any engine of a step graph will do: the state is random,
+and so may be the weights.
 """
 
 import json
@@ -16,11 +17,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from lineahead.errors import ArtifactError
 from lineahead.plugins.augmented_attention.schema import OP_TYPE
 from lineahead.plugins.step_graph import HIDDEN_STATES, LENGTH_IN, LOGITS
 from lineahead.plugins.tensorrt.call import Sizes
 from lineahead.plugins.tensorrt.choice import Choice, LibraryChoice
 from lineahead.plugins.tensorrt.cuda import CudaDevice, Device
+from lineahead.plugins.tensorrt.draft import SCORES, read_names
+from lineahead.plugins.tensorrt.draft_kernels import LibraryDraftKernels
 from lineahead.plugins.tensorrt.engine import (
     Engine,
     TensorRTEngine,
@@ -28,9 +32,10 @@ from lineahead.plugins.tensorrt.engine import (
     tensorrt_module,
     trt_logger,
 )
-from lineahead.plugins.tensorrt.record import Bucket
+from lineahead.plugins.tensorrt.record import DRAFT, VERIFIER, Bucket, read_record
+from lineahead.runtime.backends.trt_drafts import Drafting, ServedDraft
 from lineahead.runtime.backends.trt_memory import Memory, carried_tensors, narrowed
-from lineahead.runtime.backends.trt_steps import Results, Step
+from lineahead.runtime.backends.trt_steps import Draft, Results, Step
 
 COPY_BYTES = 1 << 30
 
@@ -55,10 +60,16 @@ class StepBench:
     """Steps of one engine."""
 
     def __init__(
-        self, engine: Engine, device: TimingDevice, choice: Choice, buckets: Sequence[Bucket]
+        self,
+        engine: Engine,
+        device: TimingDevice,
+        choice: Choice,
+        buckets: Sequence[Bucket],
+        draft: ServedDraft | None = None,
     ) -> None:
-        """Of an engine and its profiles' buckets."""
+        """Of an engine, its profiles' buckets, and what drafts in its steps."""
         self._engine, self.device, self._choice, self._buckets = engine, device, choice, buckets
+        self._served = draft
         tensors = engine.tensors
         self._carried = carried_tensors(tensors)
         self._widths = tensors[LOGITS].shape[-1], tensors[HIDDEN_STATES].shape[-1]
@@ -76,20 +87,22 @@ class StepBench:
         return memory
 
     def measure(
-        self, batch: int, nodes: int, context: int, accepted: int = 1, *, repeats: int
+        self, batch: int, nodes: int, context: int, accepted: int = 1, drafted: int = 0, *, repeats: int
     ) -> dict[str, Any]:
-        """Milliseconds of a step, of its CUDA graph alone, and of each layer.
+        """Milliseconds of a step, of its CUDA graph alone, of the draft alone, and of each layer.
 
         Args:
             batch: sequences.
             nodes: of each.
             context: tokens that they have.
             accepted: nodes of the call before, a chain as long as this one, that the step commits.
+            drafted: tokens that it drafts.
             repeats: timed runs.
 
         Raises:
-            StopIteration: when the engine has no such bucket.
+            StopIteration: when an engine has no such bucket.
         """
+        work = self._drafting(batch) if drafted else None
         place = next(i for i, one in enumerate(self._buckets) if (one.batch, one.nodes) == (batch, nodes))
         results = self._buckets[place].results
         sizes = Sizes(engine=0, profile=place, batch=batch, nodes=nodes, results=results, pending=nodes)
@@ -101,6 +114,7 @@ class StepBench:
             sizes=sizes,
             side=0,
             choice=self._choice,
+            draft=None if work is None else Draft(work=work, count=drafted),
         )
         call = {
             "input_ids": self._random.integers(0, self._widths[0], (batch, nodes)),
@@ -110,6 +124,8 @@ class StepBench:
             "accept_count": np.full(batch, accepted, np.int64),
             LENGTH_IN: np.full(batch, context, np.int64),
         }
+        if work is not None:
+            work.begin(list(self._random.normal(0, 1, (batch, self._widths[1])).astype(np.float32)))
         for _ in range(5):
             step.run(call)
         graph = [self.device.milliseconds(step.replay) for _ in range(repeats)]
@@ -118,6 +134,7 @@ class StepBench:
             start = time.perf_counter()
             step.run(call)
             whole.append((time.perf_counter() - start) * 1e3)
+        draft = {} if work is None else self._draft_times(work, batch, nodes, drafted, repeats)
         layers = step.layer_times()
         plugin = sum(ms for name, ms in layers.items() if is_operator(name))
         return {
@@ -125,7 +142,50 @@ class StepBench:
             "graph_ms": statistics.median(graph), "step_ms": statistics.median(whole),
             "layers_ms": sum(layers.values()), "plugin_ms": plugin,
             "slowest": dict(sorted(layers.items(), key=lambda one: -one[1])[:12]), "layers": len(layers),
+            **draft,
         }  # fmt: skip
+
+    def _drafting(self, batch: int) -> Drafting:
+        if self._served is None:
+            raise ArtifactError(
+                "no draft engine beside the verifier", hint="Build it: `lineahead export tensorrt ARTIFACT`."
+            )
+        profile = next(i for i, one in enumerate(self._served.buckets) if one.batch == batch)
+        return Drafting(self.device, self._served, batch=batch, profile=profile)
+
+    def _draft_times(
+        self, work: Drafting, batch: int, nodes: int, drafted: int, repeats: int
+    ) -> dict[str, Any]:
+        """Milliseconds of the draft alone, as a CUDA graph, and its engine's layers."""
+        ids = self.device.allocate(batch * nodes * 4)
+        drafting = work.prepare(ids, nodes, drafted)
+        drafting()
+        self.device.synchronize()
+        launch = self.device.capture(drafting)
+        times = [self.device.milliseconds(launch) for _ in range(repeats)]
+        self.device.free(ids)
+        layers = work.layer_times()
+        return {
+            "drafted": drafted,
+            "draft_ms": statistics.median(times),
+            "draft_layers_ms": sum(layers.values()),
+            "draft_layers": len(layers),
+            "draft_slowest": dict(sorted(layers.items(), key=lambda one: -one[1])[:12]),
+        }
+
+
+def beside(path: Path, device: CudaDevice, trt: Any, library: Path, vocabulary: int) -> ServedDraft | None:
+    """The draft engine beside ``verifier_PRECISION.engine``, if there is one."""
+    other = path.with_name(path.name.replace(VERIFIER, DRAFT, 1))
+    if other == path or not other.is_file():
+        return None
+    engine = TensorRTEngine(other.read_bytes(), device, trt=trt, log=trt_logger(trt))
+    return ServedDraft(
+        engine=engine,
+        buckets=read_record(other.with_suffix(".json")).buckets,
+        kernels=LibraryDraftKernels(library),
+        names=read_names(other, engine.tensors[SCORES].shape[-1], vocabulary),
+    )
 
 
 def copy_bandwidth(device: TimingDevice) -> float:
@@ -153,12 +213,15 @@ def main() -> None:
     trt, device = tensorrt_module(), CudaDevice()
     load_plugins(trt, library)
     engine = TensorRTEngine(path.read_bytes(), device, trt=trt, log=trt_logger(trt))
-    bench = StepBench(engine, device, LibraryChoice(library), buckets_of(engine))
+    draft = beside(path, device, trt, library, engine.tensors[LOGITS].shape[-1])
+    bench = StepBench(engine, device, LibraryChoice(library), buckets_of(engine), draft)
     found = []
     for call in request["calls"]:
         found.append(bench.measure(*call, repeats=int(request["repeats"])))
         print(
-            {key: value for key, value in found[-1].items() if key != "slowest"}, file=sys.stderr, flush=True
+            {key: value for key, value in found[-1].items() if "slowest" not in key},
+            file=sys.stderr,
+            flush=True,
         )
     print(
         json.dumps(

@@ -2,7 +2,8 @@
 
 ``python -m lineahead.runtime.bench.texts_process ARTIFACT REQUEST.json`` prints one JSON object and ends with
 1 when a text differs. The request is ``{"prompts": [...], "tokens": 64, "reference": {}, "judged": {...}}``;
-`reference` and `judged` are arguments of ``Generator.load``, such as ``{"backend": "tensorrt"}``.
+`reference` and `judged` are arguments of ``Generator.load``, such as ``{"backend": "tensorrt"}``, or with a
+draft ``{"backend": "tensorrt", "drafter": "recurrent", "draft_nodes": 4}``.
 """
 
 import json
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from lineahead.runtime.generate import Generator, Prompt
 from lineahead.runtime.sampling import SamplingParams
+from lineahead.runtime.statistics import Statistics
 from lineahead.runtime.verify import read
 
 
@@ -37,8 +39,41 @@ class Difference:
     rank: int
 
 
+@dataclass
+class Tally:
+    """What decoding took, prompts apart.
+
+    Attributes:
+        drafter: name of what proposed.
+        tokens: decoded, end-of-sequence tokens included.
+        steps: calls of the model.
+        proposed: tokens that were proposed.
+        accepted: of them, those that became text.
+        seconds: of the steps.
+    """
+
+    drafter: str
+    tokens: int = 0
+    steps: int = 0
+    proposed: int = 0
+    accepted: int = 0
+    seconds: float = 0.0
+
+    def add(self, seen: Statistics) -> None:
+        """Count one run."""
+        self.tokens += seen.row_tokens
+        self.steps += seen.steps
+        self.proposed += seen.proposed
+        self.accepted += seen.accepted
+        self.seconds += seen.decode_s
+
+
 def differences(
-    reference: Generator, judged: Generator, prompts: Sequence[Prompt], tokens: int
+    reference: Generator,
+    judged: Generator,
+    prompts: Sequence[Prompt],
+    tokens: int,
+    tallies: Sequence[Tally] = (),
 ) -> list[Difference]:
     """Decode every prompt alone with both, and look at the reference's logits where they part.
 
@@ -47,11 +82,14 @@ def differences(
         judged: of the same artifact.
         prompts: texts or tokens.
         tokens: decoded for each.
+        tallies: of both, added to.
     """
     found, params = [], SamplingParams(max_tokens=tokens)
     for number, prompt in enumerate(prompts):
         given = reference.encode(prompt)
         left, right = (one.generate([given], params)[0].tokens for one in (reference, judged))
+        for tally, one in zip(tallies, (reference, judged), strict=False):
+            tally.add(one.statistics)
         at = next((i for i, (x, y) in enumerate(zip(left, right, strict=False)) if x != y), None)
         if at is None:
             continue
@@ -71,10 +109,11 @@ def differences(
 
 
 def main() -> int:
-    """Read the request and print ``{prompts, tokens, reference, judged, differences}``."""
+    """Read the request and print ``{prompts, tokens, reference, judged, decoding, differences}``."""
     folder, request = Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text())
     reference, judged = (Generator.load(folder, **request[name]) for name in ("reference", "judged"))
-    found = differences(reference, judged, request["prompts"], request["tokens"])
+    tallies = [Tally(drafter=one.drafter.name) for one in (reference, judged)]
+    found = differences(reference, judged, request["prompts"], request["tokens"], tallies)
     print(
         json.dumps(
             {
@@ -82,6 +121,7 @@ def main() -> int:
                 "tokens": request["tokens"],
                 "reference": asdict(reference.session.info),
                 "judged": asdict(judged.session.info),
+                "decoding": dict(zip(("reference", "judged"), map(asdict, tallies), strict=True)),
                 "differences": [asdict(one) for one in found],
             }
         )

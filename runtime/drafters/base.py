@@ -2,12 +2,12 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
-import numpy.typing as npt
 
 from lineahead.runtime.sampling import SamplingParams
+from lineahead.runtime.session import Hidden
 from lineahead.runtime.tree import Tree
 
 
@@ -19,7 +19,8 @@ class DraftRow:
         request: number of the request; state that a drafter keeps per sequence is kept under it.
         tokens: the text so far; the last token is the root of the tree, and has not been through the model.
             Not to be kept or changed: it grows between calls.
-        hidden: ``[E]`` float32, the model's hidden state at the token before the root.
+        hidden: ``[E]`` float32, the model's hidden state at the token before the root; one on a device is
+            fetched when NumPy reads it.
         depth: longest useful path below the root.
         nodes: most nodes below the root.
         params: how the request is sampled; a drafter that draws truncates its distribution with them.
@@ -29,7 +30,7 @@ class DraftRow:
 
     request: int
     tokens: Sequence[int]
-    hidden: npt.NDArray[np.float32] | None
+    hidden: Hidden | None
     depth: int
     nodes: int
     params: SamplingParams
@@ -53,3 +54,14 @@ class Drafter(Protocol):
 
     def forget(self, requests: Iterable[int]) -> None:
         """Drop what is kept for requests that have ended."""
+
+
+@runtime_checkable
+class StepDrafter(Drafter, Protocol):
+    """A drafter whose proposals a session can draft itself, within the step that verifies them."""
+
+    def in_step(self, rows: Sequence[DraftRow]) -> int:
+        """How long a chain :meth:`Session.draft_step` is to draft for these rows; 0 to be asked by `propose`.
+
+        The session may draft less. A row gets no more of it than its `depth` and `nodes` allow.
+        """

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from lineahead.runtime.drafters.base import Drafter, DraftRow
+from lineahead.runtime.drafters.base import Drafter, DraftRow, StepDrafter
 from lineahead.runtime.drafters.lookup import LookupDrafter
 from lineahead.runtime.tree import Tree
 
@@ -32,7 +32,8 @@ class CombinedDrafter:
 
     Where lookup finds nothing the whole budget is the trained draft's. Where it does, both share it: prefixes
     that agree are one node. Lookup costs microseconds, so while its first tokens keep being accepted the
-    trained draft is not run at all.
+    trained draft is not run at all. A draft that the session runs in its own steps is asked only where lookup
+    finds nothing.
     """
 
     name = "auto"
@@ -47,6 +48,16 @@ class CombinedDrafter:
         self._lookup, self._trained = lookup, trained
         self.max_nodes = trained.max_nodes
         self._records: dict[int, _Record] = {}
+
+    def in_step(self, rows: Sequence[DraftRow]) -> int:
+        """What a draft of the session's own is asked for where lookup finds nothing for any row."""
+        if not isinstance(self._trained, StepDrafter):
+            return 0
+        if any(len(one) > 1 for one in self._lookup.propose(rows)):
+            return 0
+        for row in rows:
+            self._records.setdefault(row.request, _Record()).settle(row.tokens)
+        return self._trained.in_step(rows)
 
     def propose(self, rows: Sequence[DraftRow]) -> list[Tree]:
         """One tree per row."""

@@ -64,9 +64,7 @@ class MedusaDrafter:
         ready = [i for i, row in enumerate(rows) if row.hidden is not None and min(row.nodes, row.depth) > 0]
         if not ready:
             return trees
-        tokens, log_probs = self._heads(
-            np.stack([hidden for i in ready if (hidden := rows[i].hidden) is not None])
-        )
+        tokens, log_probs = self._heads(np.stack([np.asarray(rows[i].hidden, np.float32) for i in ready]))
         for place, i in enumerate(ready):
             row, count = rows[i], min(rows[i].nodes, self.max_nodes)
             tree = by_rank(row.tokens[-1], tokens[place], self._nodes(log_probs[place, : row.depth], count))

@@ -115,7 +115,8 @@ class RecurrentDrafter:
         for i, row in enumerate(rows):
             if row.hidden is not None and min(row.nodes, row.depth) > 0:
                 limit = min(row.nodes, self.max_nodes)
-                growing.append(_Growth(row=i, limit=limit, tokens=[row.tokens[-1]], features={0: row.hidden}))
+                first = np.asarray(row.hidden, np.float32)
+                growing.append(_Growth(row=i, limit=limit, tokens=[row.tokens[-1]], features={0: first}))
         for level in range(self._depth):
             asked = [(one, node) for one in growing if level < rows[one.row].depth for node in one.open]
             if not asked:

@@ -1,6 +1,7 @@
 """A GPU and an engine that are neither: host memory behind addresses, and ONNX Runtime behind an engine."""
 
 import ctypes
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -137,7 +138,54 @@ class FakeChoice:
         device._do(run)
 
 
+class FakeDraftKernels:
+    """What ``step_fusions/csrc/cuda/draft.cu`` computes."""
+
+    def begin(self, sources, ids, hidden, tokens, *, rows, width, nodes, device):
+        def view(address, count, kind):
+            return device.bytes_at(address, count * np.dtype(kind).itemsize).view(kind)
+
+        def run():
+            to = view(hidden, rows * width, np.float32).reshape(rows, width)
+            for row, source in enumerate(view(sources, rows, np.uint64).tolist()):
+                to[row] = view(source, width, np.float32) if source else 0
+            view(tokens, rows, np.int32)[:] = view(ids, rows * nodes, np.int32).reshape(rows, nodes)[:, 0]
+
+        device._do(run)
+
+    def choose(self, scores, names, ids, tokens, *, rows, width, nodes, place, device):
+        def run():
+            found = device.bytes_at(scores, rows * width * 4).view(np.float32).reshape(rows, width)
+            chosen = device.bytes_at(names, width * 4).view(np.int32)[found.argmax(1)]
+            device.bytes_at(tokens, rows * 4).view(np.int32)[:] = chosen
+            device.bytes_at(ids, rows * nodes * 4).view(np.int32).reshape(rows, nodes)[:, place] = chosen
+
+        device._do(run)
+
+
 @pytest.fixture(scope="session")
 def tensorrt_fakes():
     """The fakes' classes."""
-    return SimpleNamespace(Device=FakeDevice, Engine=FakeEngine, Choice=FakeChoice)
+    return SimpleNamespace(
+        Device=FakeDevice, Engine=FakeEngine, Choice=FakeChoice, DraftKernels=FakeDraftKernels
+    )
+
+
+@pytest.fixture(scope="session")
+def drafting(artifact, tmp_path_factory):
+    """The tiny artifact with a random recurrent draft."""
+    import torch
+
+    from lineahead.convert.drafts.recurrent import RecurrentConfig, RecurrentDraft, save_recurrent
+    from lineahead.convert.onnx.recurrent_draft import export_recurrent
+
+    folder = tmp_path_factory.mktemp("drafting") / "tiny"
+    shutil.copytree(artifact, folder)
+    torch.manual_seed(0)
+    config = RecurrentConfig(hidden_size=32, width=48, blocks=1, depth=3, vocabulary=200, top=4)
+    draft = RecurrentDraft(config, torch.arange(2, 202))
+    torch.nn.init.normal_(draft.fuse_token, std=0.2)
+    torch.nn.init.normal_(draft.down, std=0.2)
+    save_recurrent(draft, folder)
+    export_recurrent(folder, folder / "onnx" / "draft.onnx", opset=23)
+    return folder

@@ -28,6 +28,11 @@ def test_the_same_model_writes_the_same_text(artifact, tmp_path, capsys, monkeyp
     said = json.loads(capsys.readouterr().out)
     assert (said["prompts"], said["tokens"], said["differences"]) == (2, 12, [])
     assert said["judged"]["backend"] == "onnxruntime"
+    left, right = said["decoding"]["reference"], said["decoding"]["judged"]
+    assert left["tokens"] == left["steps"] == right["tokens"]
+    assert 11 * 2 >= left["tokens"] > 0
+    assert (left["drafter"], left["proposed"]) == ("none", 0)
+    assert left["seconds"] > 0
 
 
 def test_a_changed_token_is_found_with_its_margin_and_rank(pair, monkeypatch):
