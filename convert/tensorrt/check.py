@@ -179,7 +179,7 @@ class _Run:
         """Upload, run, download, free."""
         offsets, total = self.sizes.offsets()
         block = np.zeros(total, np.uint8)
-        fill(block, self.sizes, {name: given[name] for name in CALL_NAMES})
+        fill(self.sizes.views(block), given)
         start = self._upload("", block)
         self.addresses |= {name: start + offset for name, offset in offsets.items()}
         shapes, kept = dict(self.sizes.shapes()), [block]

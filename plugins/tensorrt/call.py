@@ -1,5 +1,6 @@
 """One call of an engine: which bucket serves it, and its inputs padded into one block of memory."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -53,8 +54,16 @@ class Sizes:
         offsets, total = {}, 0
         for name, shape in self.shapes().items():
             offsets[name] = total
-            total += -(-int(np.prod(shape)) * 4 // ALIGNMENT) * ALIGNMENT
+            total += -(-math.prod(shape) * 4 // ALIGNMENT) * ALIGNMENT
         return offsets, total
+
+    def views(self, block: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.int32]]:
+        """Each input in a block of ``offsets()[1]`` bytes."""
+        offsets = self.offsets()[0]
+        return {
+            name: block[offsets[name] : offsets[name] + math.prod(shape) * 4].view(np.int32).reshape(shape)
+            for name, shape in self.shapes().items()
+        }
 
 
 def choose(buckets: Sequence[Bucket], batch: int, nodes: int, results: int) -> int:
@@ -83,21 +92,19 @@ def choose(buckets: Sequence[Bucket], batch: int, nodes: int, results: int) -> i
     return min(fitting)[1]
 
 
-def fill(block: npt.NDArray[np.uint8], sizes: Sizes, call: Mapping[str, Array]) -> None:
+def fill(views: Mapping[str, npt.NDArray[np.int32]], call: Mapping[str, Array]) -> None:
     """Write a call into its block, padded: spare nodes are roots, spare sequences are empty and accept none.
 
     Args:
-        block: of ``sizes.offsets()[1]`` bytes.
-        sizes: what to pad to.
+        views: of :meth:`Sizes.views`.
         call: the inputs, as in ``plugins/step_graph.py``.
     """
-    offsets, shapes = sizes.offsets()[0], sizes.shapes()
     for name in CALL_NAMES:
-        shape, start = shapes[name], offsets[name]
-        target = block[start : start + int(np.prod(shape)) * 4].view(np.int32).reshape(shape)
-        source = call[name]
-        target[...] = 0
-        if name == "ancestors":
-            spare = np.arange(sizes.nodes)
-            target[:, spare, spare] = 1
-        target[tuple(slice(0, size) for size in source.shape)] = source
+        target, source = views[name], call[name]
+        if target.shape != source.shape:
+            target[...] = 0
+            if name == "ancestors":
+                spare = np.arange(target.shape[1])
+                target[:, spare, spare] = 1
+            target = target[tuple(slice(0, size) for size in source.shape)]
+        target[...] = source

@@ -227,7 +227,7 @@ class TensorRTSession(Session):
     def _sizes(self, nodes: int, results: int, inputs: StepInput) -> Sizes:
         """What a call is padded to, and which engine takes it: the first that can."""
         batch = self._memory.batch
-        chains = nodes > 1 and is_chain(inputs)
+        chains = nodes > 1 and any(one.chain for one in self._engines) and is_chain(inputs)
         able = [i for i, one in enumerate(self._engines) if chains or not one.chain]
         own = {i: [one for one in self._engines[i].buckets if one.batch == batch] for i in able}
         least = min(one.nodes for buckets in own.values() for one in buckets)

@@ -107,6 +107,7 @@ class Step:
         self.sizes, self.results, self._device = sizes, results, device
         offsets, total = sizes.offsets()
         self._host, self._block = device.pinned(total), device.allocate(total)
+        self._views = sizes.views(self._host)
         self._choice = choice
         shapes: dict[str, tuple[int, ...]] = dict(sizes.shapes())
         for name, tensor in engine.tensors.items():
@@ -131,7 +132,7 @@ class Step:
 
     def run(self, call: Mapping[str, Array]) -> None:
         """Fill the inputs and run: directly the first time, then as a graph; waits for the end."""
-        fill(self._host, self.sizes, call)
+        fill(self._views, call)
         if self._launch is None:
             self._work()
             self._device.synchronize()

@@ -19,6 +19,7 @@ from lineahead.runtime.generate import Generator, open_drafter
 from lineahead.runtime.sampling import SamplingParams
 from lineahead.runtime.session import StepInput
 from lineahead.runtime.tokenizer import Tokenizer
+from lineahead.runtime.verify import verify
 
 BUCKETS = tuple(
     Bucket(batch=batch, nodes=nodes, results=min(nodes, 64)) for batch in (1, 4) for nodes in (1, 8, 40)
@@ -175,6 +176,12 @@ def test_the_engine_drafts_what_the_same_graph_drafts_on_the_host(generator, dra
         for one, tree in zip(tokens, trees, strict=True):
             assert tuple(one[: len(tree) - 1]) == tree.tokens[1:]
     assert any(len(tree) == 5 for trees in seen for tree in trees)
+
+
+def test_verify_tries_it_too(generator):
+    report = verify(generator, ["Hello", "What"], tokens=8)
+    assert report.identical
+    assert "recurrent in the step" in [check.drafter for check in report.checks]
 
 
 def test_half_precision_writes_its_own_plain_text(drafting, made):
