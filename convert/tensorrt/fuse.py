@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from lineahead.convert.tensorrt.rewriting import add_initializer, known
+from lineahead.convert.tensorrt.rewriting import Writer, add_initializer, known
 from lineahead.plugins.augmented_attention.schema import DOMAIN, OP_TYPE
 from lineahead.plugins.step_fusions.onnx import attach_bodies, fused_node
 from lineahead.plugins.step_fusions.schema import (
@@ -18,6 +18,7 @@ from lineahead.plugins.step_fusions.schema import (
     GATED_UNIT,
     RMS_NORM,
     ROTARY_HEADS,
+    ROTARY_TABLE,
 )
 
 
@@ -35,6 +36,8 @@ def fuse(model: ir.Model) -> None:
             _norm(graph, node)
         elif _is(node, "Mul"):
             _gate(graph, node)
+        elif _is(node, "Cos"):
+            _table(graph, node)
     attach_bodies(model)
 
 
@@ -134,6 +137,45 @@ def _rotation(node: ir.Node | None) -> list[ir.Value]:
         return []
     plain = not any(node.attributes.get_int(one, 0) for one in ("interleaved", "rotary_embedding_dim"))
     return inputs if plain else []
+
+
+def _table(graph: ir.Graph, cosine: ir.Node) -> None:
+    """Cosines and sines of positions times frequencies."""
+    angle = cosine.inputs[0]
+    product = None if angle is None else angle.producer()
+    if angle is None or product is None or not _is(product, "Mul"):
+        return
+    operands = [one for one in product.inputs if one is not None]
+    frequencies = next((one for one in operands if one.const_value is not None), None)
+    real = next((one for one in operands if one.const_value is None), None)
+    positions = _column(None if real is None else real.producer())
+    if frequencies is None or positions is None or frequencies.const_value is None:
+        return
+    numbers = frequencies.const_value.numpy()
+    if numbers.dtype != np.float32 or numbers.ndim == 0 or numbers.size != numbers.shape[-1]:
+        return
+    writer = Writer(graph)
+    narrow = writer.op("Cast", [positions], to=int(ir.DataType.INT32))
+    narrow.type, narrow.shape = ir.TensorType(ir.DataType.INT32), positions.shape
+    flat = add_initializer(graph, f"{frequencies.name}.flat", ir.tensor(numbers.reshape(-1)))
+    new = fused_node(ROTARY_TABLE, [narrow, flat])
+    graph.insert_before(product, [*writer.nodes, new])
+    for kind, value in zip(("Cos", "Sin"), new.outputs, strict=True):
+        value.type, value.shape = ir.TensorType(ir.DataType.FLOAT), angle.shape
+        for one in [use.node for use in angle.uses() if _is(use.node, kind)]:
+            ir.convenience.replace_all_uses_with(one.outputs[0], value, replace_graph_outputs=True)
+
+
+def _column(cast: ir.Node | None) -> ir.Value | None:
+    """What became a column of real numbers: ``[B, T]`` of ``[B, T, 1]``."""
+    if cast is None or not _is(cast, "Cast") or cast.inputs[0] is None:
+        return None
+    column = cast.inputs[0].producer()
+    if column is None or not _is(column, "Unsqueeze") or column.inputs[0] is None:
+        return None
+    value, axes = column.inputs[0], known(column.inputs[1])
+    flat = value.shape is not None and len(value.shape) == 2
+    return value if flat and axes is not None and axes.reshape(-1).tolist() in ([-1], [2]) else None
 
 
 def _heads(value: ir.Value) -> tuple[int, int]:

@@ -21,7 +21,7 @@ from lineahead.plugins.step_graph import CALL_INPUTS, LENGTH_IN, LENGTH_OUT
 
 OPSET, IR_VERSION = 17, 8
 FLOAT, HALF, INT32, INT64 = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.INT32, ir.DataType.INT64
-WANTED = {"ancestors": ir.DataType.BOOL, **dict.fromkeys(CALL[1:], INT64)}
+WANTED = {"ancestors": ir.DataType.BOOL, "positions": INT32, **dict.fromkeys(CALL[1:], INT64)}
 REDUCTIONS = ("ReduceMax", "ReduceMin", "ReduceMean", "ReduceProd", "ReduceL1", "ReduceL2", "ReduceLogSumExp")
 CHANGED_ATTRIBUTES = {"Cast": "saturate", "Reshape": "allowzero"}
 

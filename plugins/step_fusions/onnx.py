@@ -14,6 +14,7 @@ from lineahead.plugins.step_fusions.schema import (
     GATED_UNIT,
     RMS_NORM,
     ROTARY_HEADS,
+    ROTARY_TABLE,
     Fusion,
 )
 
@@ -63,6 +64,14 @@ _ROTARY = """
     kx = Sub (kac, kbs)
     ky = Add (kbc, kas)
     key = Concat <axis = -1> (kx, ky)
+"""
+_TABLE = """
+    last = Constant <value_ints = [-1]> ()
+    column = Unsqueeze (positions, last)
+    real = Cast <to = 1> (column)
+    angle = Mul (real, frequencies)
+    cos = Cos (angle)
+    sin = Sin (angle)
 """
 _ACTIVATIONS = {
     "silu": """
@@ -134,6 +143,7 @@ def _bodies() -> list[tuple[str, str, str]]:
         (ADD_RMS_NORM.name, "", f"total = Add (x, residual) {_NORM}"),
         (RMS_NORM.name, "", f"total = Identity (x) {_NORM}"),
         (ROTARY_HEADS.name, "", _ROTARY),
+        (ROTARY_TABLE.name, "", _TABLE),
         *((GATED_UNIT.name, name, f"{split} {text} {product}") for name, text in _ACTIVATIONS.items()),
     ]
 
@@ -141,8 +151,9 @@ def _bodies() -> list[tuple[str, str, str]]:
 @functools.cache
 def _parsed(name: str, overload: str) -> onnx.FunctionProto:
     one, body = FUSIONS[name], next(text for *key, text in _bodies() if key == [name, overload])
+    fields = f"<{', '.join(one.fields)}> " if one.fields else ""
     text = (
-        f'<opset_import: ["" : {OPSET}], domain: "{DOMAIN}"> {name} <{", ".join(one.fields)}> '
+        f'<opset_import: ["" : {OPSET}], domain: "{DOMAIN}"> {name} {fields}'
         f"({', '.join(one.inputs)}) => ({', '.join(one.outputs)}) {{ {body} }}"
     )
     function = onnx.parser.parse_function(text)

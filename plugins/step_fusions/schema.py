@@ -11,11 +11,14 @@ The one description of them: the plugin library (``csrc/tensorrt``) has the same
   ``[B, Hkv, T, D]``; queries and keys are rotated: their halves ``a, b`` become
   ``(a cos - b sin, b cos + a sin)``.
   Source: Su et al., 2021, arXiv:2104.09864, its pairs taken half a head apart.
+* ``RotaryTable``: `positions` ``[B, T]`` of int32 and `frequencies` ``[D / 2]`` become `cos` and `sin` of
+  their products, ``[B, T, D / 2]``, once for all layers. All is float32 whatever the model's type is: an
+  angle in 16 bits is wrong by radians at late positions, and TensorRT 8.6 may compute so what is no plugin.
 * ``GatedUnit``: a merged product ``[.., 2 F]``, gate and up side by side, becomes ``activation(gate) * up``.
   Source: Shazeer, 2020, arXiv:2002.05202.
 
-Ports share one type, float32, float16 or (TensorRT 10) bfloat16, but for the wide ones, which are float32;
-arithmetic is float32. The plugins have one more field, `precision` (``any``, ``fp32``, ``fp16``,
+Ports share one type, float32, float16 or (TensorRT 10) bfloat16, but for integers and the wide ones, which
+are float32; arithmetic is float32. The plugins have one more field, `precision` (``any``, ``fp32``, ``fp16``,
 ``bf16``), which may be left out: TensorRT 8.6 chooses types by itself, and chose float32 in fp16 networks.
 """
 
@@ -38,6 +41,7 @@ class Fusion:
         inputs: names of its operands, in order; the first one's type is the others'.
         outputs: names of its results, in order.
         wide: operands and results that are always float32.
+        integers: operands that are always int32.
         fields: attributes by name; none is optional.
     """
 
@@ -45,6 +49,7 @@ class Fusion:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     wide: tuple[str, ...] = ()
+    integers: tuple[str, ...] = ()
     fields: dict[str, Kind] = field(default_factory=dict)
 
 
@@ -68,7 +73,14 @@ ROTARY_HEADS = Fusion(
 GATED_UNIT = Fusion(
     name="GatedUnit", inputs=("product",), outputs=("output",), fields={"activation": "string"}
 )
-FUSIONS = {one.name: one for one in (ADD_RMS_NORM, RMS_NORM, ROTARY_HEADS, GATED_UNIT)}
+ROTARY_TABLE = Fusion(
+    name="RotaryTable",
+    inputs=("positions", "frequencies"),
+    outputs=("cos", "sin"),
+    wide=("frequencies", "cos", "sin"),
+    integers=("positions",),
+)
+FUSIONS = {one.name: one for one in (ADD_RMS_NORM, RMS_NORM, ROTARY_HEADS, GATED_UNIT, ROTARY_TABLE)}
 
 
 def description() -> dict[str, Any]:

@@ -57,6 +57,11 @@ def test_a_call_after_serialization(case, plugins):
         plugins.c.destroy(one)
 
 
+def kind_of(port, fusion, own):
+    """Type of a port of an operator whose first floating-point port has type `own`."""
+    return "int32" if port in fusion.integers else "float32" if port in fusion.wide else own
+
+
 @pytest.mark.parametrize("name", FUSIONS)
 def test_types_of_ports(name, plugins):
     """All types of each port, against those of the first."""
@@ -67,8 +72,10 @@ def test_types_of_ports(name, plugins):
     floats = ("float32", "float16", "bfloat16")[: 3 if plugins.major >= 10 else 2]
     for own in floats:
         for place in range(inputs + outputs):
-            wide = (*fusion.inputs, *fusion.outputs)[place] in fusion.wide
-            allowed = {"float32"} if wide else {own} if place else set(floats)
+            port = (*fusion.inputs, *fusion.outputs)[place]
+            allowed = {"float32"} if port in fusion.wide else {own} if place else set(floats)
+            if port in fusion.integers:
+                allowed = {"int32"}
             for kind in known:
                 for layout in (LINEAR, CHW4):
                     types, formats = ([one] * (inputs + outputs) for one in (DATA_TYPES[own], LINEAR))
@@ -76,8 +83,10 @@ def test_types_of_ports(name, plugins):
                     given = ((ctypes.c_int * len(types))(*one) for one in (types, formats))
                     said = plugins.c.is_supported(plugin, place, *given, inputs, outputs)
                     assert bool(said) == (kind in allowed and layout == LINEAR), (name, place, kind, own)
-        given = [DATA_TYPES["float32" if port in fusion.wide else own] for port in fusion.inputs]
-        made = [DATA_TYPES["float32" if port in fusion.wide else own] for port in fusion.outputs]
+        given, made = (
+            [DATA_TYPES[kind_of(port, fusion, own)] for port in ports]
+            for ports in (fusion.inputs, fusion.outputs)
+        )
         assert plugins.output_types(plugin, given) == made
     zeros = (ctypes.c_int * (inputs + outputs + 1))()
     assert not plugins.c.is_supported(plugin, 0, zeros, zeros, inputs + 1, outputs)
@@ -85,7 +94,7 @@ def test_types_of_ports(name, plugins):
     plugins.c.destroy(plugin)
 
 
-@pytest.mark.parametrize("name", FUSIONS)
+@pytest.mark.parametrize("name", [name for name, one in FUSIONS.items() if not one.integers])
 def test_a_precision_leaves_one_type(name, plugins):
     plugins.choose(name)
     fusion = FUSIONS[name]
@@ -142,6 +151,7 @@ def test_a_missing_field_is_named(name, plugins):
         ("RotaryHeads", "product", r"product has shape \[3, 4, 193\], not \[3, 4, 192\]"),
         ("RotaryHeads", "sin", r"sin has shape \[3, 4, 9\], not \[2, 3, 8\]"),
         ("GatedUnit", "product", "odd width"),
+        ("RotaryTable", "positions", "3 axes"),
     ],
 )
 def test_shapes_that_do_not_fit_are_named(name, port, message, plugins):
@@ -149,7 +159,8 @@ def test_shapes_that_do_not_fit_are_named(name, port, message, plugins):
     plugins.choose(name)
     plugin, ports = plugins.create(fields), ports_of(name, shape, fields=fields, dtype=torch.float32)
     out = results_like(name, ports, expected(name, ports, fields))
-    ports[port] = torch.zeros([size + 1 for size in ports[port].shape])
+    extra = [1] if port == "positions" else []
+    ports[port] = ports[port].new_zeros([*(size + 1 for size in ports[port].shape), *extra])
     with pytest.raises(RefusedError, match=message):
         plugins.run(plugin, ports, out)
     plugins.c.destroy(plugin)

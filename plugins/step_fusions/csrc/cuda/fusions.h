@@ -25,6 +25,13 @@ struct Rotary {
   void *query, *key, *value;
 };
 
+struct Table {
+  int32_t rows, half;
+  const int32_t* positions;
+  const float* frequencies;
+  float *cos, *sin;
+};
+
 struct Gate {
   int32_t type, rows, width, activation;  // `width` is F
   const void* product;
@@ -37,5 +44,6 @@ extern "C" {
 // Enqueue a call on `stream` (a cudaStream_t). Returns 0, or an error code with `message` filled; nothing was enqueued then.
 int lineahead_rms_norm(const lineahead::fusions::Norm* call, void* stream, char* message, size_t message_size);
 int lineahead_rotary_heads(const lineahead::fusions::Rotary* call, void* stream, char* message, size_t message_size);
+int lineahead_rotary_table(const lineahead::fusions::Table* call, void* stream, char* message, size_t message_size);
 int lineahead_gated_unit(const lineahead::fusions::Gate* call, void* stream, char* message, size_t message_size);
 }

@@ -23,6 +23,7 @@ bool Fusion::supports(int32_t position, const nvinfer1::PluginTensorDesc& port, 
   if (position < 0 || position >= kind_.inputs.count + kind_.outputs.count) return false;
   if (port.format != nvinfer1::TensorFormat::kLINEAR) return false;
   const int32_t output = position - kind_.inputs.count;
+  if (output < 0 && kind_.integers >> position & 1) return port.type == DataType::kINT32;
   if (output < 0 ? kind_.wide >> position & 1 : kind_.wide_outputs >> output & 1) return port.type == DataType::kFLOAT;
   return position ? port.type == first.type : tensorrt::allows(values_[kind_.field_count - 1], port.type);
 }

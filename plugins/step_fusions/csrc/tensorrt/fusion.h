@@ -35,7 +35,7 @@ using Values = Value[kMostFields];
 struct Kind {
   const char* name;
   Ports inputs, outputs;
-  uint32_t wide, wide_outputs;  // a bit for each port that is always float32
+  uint32_t integers, wide, wide_outputs;  // a bit for each port that is always int32, or float32
   int32_t field_count;
   Field fields[kMostFields];
   // Whether the fields' values make sense; the last field is the precision.
@@ -46,7 +46,7 @@ struct Kind {
   bool (*run)(const Values& values, const Operands& operands, std::string& error);
 };
 
-constexpr int32_t kKinds = 4;
+constexpr int32_t kKinds = 5;
 extern const Kind kFusions[kKinds];
 
 // One node: its kind and what its fields say.

@@ -44,6 +44,8 @@ bool enqueue(int (*function)(const Call*, void*, char*, size_t), const Call& cal
   return error = message, false;
 }
 
+bool settle_none(const Values&, std::string&) { return true; }
+
 bool settle_norm(const Values& values, std::string& error) {
   if (values[0].real >= 0) return true;
   return error = "epsilon is negative", false;
@@ -98,6 +100,25 @@ bool run_rotary(const Values& values, const Operands& operands, std::string& err
   return enqueue(lineahead_rotary_heads, call, operands.stream, error);
 }
 
+DimsExprs table_shape(const Values&, int32_t, const DimsExprs* inputs, IExprBuilder&) {
+  DimsExprs dims{};
+  if (inputs[0].nbDims != 2 || inputs[1].nbDims != 1) return dims.nbDims = -1, dims;
+  dims.nbDims = 3;
+  dims.d[0] = inputs[0].d[0], dims.d[1] = inputs[0].d[1], dims.d[2] = inputs[1].d[0];
+  return dims;
+}
+
+bool run_table(const Values&, const Operands& operands, std::string& error) {
+  const Dims &positions = operands.descriptions[0].dims, &frequencies = operands.descriptions[1].dims;
+  if (positions.nbDims != 2) return error = "positions have " + std::to_string(positions.nbDims) + " axes, not 2", false;
+  if (!has_shape("frequencies", frequencies, {last(frequencies)}, error)) return false;
+  Table call{};
+  call.rows = rows(positions) * last(positions), call.half = last(frequencies);
+  call.positions = static_cast<const int32_t*>(operands.inputs[0]), call.frequencies = static_cast<const float*>(operands.inputs[1]);
+  call.cos = static_cast<float*>(operands.outputs[0]), call.sin = static_cast<float*>(operands.outputs[1]);
+  return enqueue(lineahead_rotary_table, call, operands.stream, error);
+}
+
 constexpr const char* kActivations[] = {"silu", "gelu_tanh", "gelu"};  // by the values of Activation
 
 bool activation(const Values& values, int32_t& chosen, std::string& error) {
@@ -133,15 +154,17 @@ constexpr tensorrt::Kind kInteger = tensorrt::Kind::kInt, kReal = tensorrt::Kind
 }  // namespace
 
 const Kind kFusions[kKinds] = {
-    {"AddRMSNorm", {3, {"x", "residual", "weight"}}, {2, {"normed", "total"}}, 6, 2, 2, {{"epsilon", kReal, false}, tensorrt::kPrecision},
+    {"AddRMSNorm", {3, {"x", "residual", "weight"}}, {2, {"normed", "total"}}, 0, 6, 2, 2, {{"epsilon", kReal, false}, tensorrt::kPrecision},
      settle_norm, norm_shape, run_norm<true>},
-    {"RMSNorm", {2, {"x", "weight"}}, {1, {"normed"}}, 2, 0, 2, {{"epsilon", kReal, false}, tensorrt::kPrecision}, settle_norm, norm_shape,
+    {"RMSNorm", {2, {"x", "weight"}}, {1, {"normed"}}, 0, 2, 0, 2, {{"epsilon", kReal, false}, tensorrt::kPrecision}, settle_norm, norm_shape,
      run_norm<false>},
-    {"RotaryHeads", {3, {"product", "cos", "sin"}}, {3, {"query", "key", "value"}}, 6, 0, 4,
+    {"RotaryHeads", {3, {"product", "cos", "sin"}}, {3, {"query", "key", "value"}}, 0, 6, 0, 4,
      {{"heads", kInteger, false}, {"kv_heads", kInteger, false}, {"head_dim", kInteger, false}, tensorrt::kPrecision}, settle_rotary,
      rotary_shape, run_rotary},
-    {"GatedUnit", {1, {"product"}}, {1, {"output"}}, 0, 0, 2, {{"activation", kText, false}, tensorrt::kPrecision}, settle_gate, gate_shape,
+    {"GatedUnit", {1, {"product"}}, {1, {"output"}}, 0, 0, 0, 2, {{"activation", kText, false}, tensorrt::kPrecision}, settle_gate, gate_shape,
      run_gate},
+    {"RotaryTable", {2, {"positions", "frequencies"}}, {2, {"cos", "sin"}}, 1, 2, 3, 1, {tensorrt::kPrecision}, settle_none, table_shape,
+     run_table},
 };
 
 }  // namespace lineahead::fusions

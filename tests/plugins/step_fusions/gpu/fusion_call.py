@@ -10,6 +10,7 @@ from lineahead.plugins.step_fusions.schema import (
     GATED_UNIT,
     RMS_NORM,
     ROTARY_HEADS,
+    ROTARY_TABLE,
 )
 
 TYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -34,6 +35,7 @@ Rotary = structure(
     (),
     ("product", "cos", "sin", "query", "key", "value"),
 )
+Table = structure("Table", ("rows", "half"), (), ("positions", "frequencies", "cos", "sin"))
 Gate = structure("Gate", ("type", "rows", "width", "activation"), (), ("product", "output"))
 
 
@@ -48,6 +50,8 @@ class FusedKernels:
         first = next(iter(ports.values()))
         pointers = {port: x.data_ptr() for port, x in (ports | out).items()}
         call, function = self._call(name, first, fields)
+        if name == ROTARY_TABLE.name:
+            call.half = ports["frequencies"].numel()
         for port, address in pointers.items():
             setattr(call, port, address)
         message = ctypes.create_string_buffer(256)
@@ -55,6 +59,8 @@ class FusedKernels:
             raise RuntimeError(message.value.decode())
 
     def _call(self, name, first, fields):
+        if name == ROTARY_TABLE.name:
+            return Table(rows=first.numel()), self.library.lineahead_rotary_table
         kind, width = TYPES.index(first.dtype), first.shape[-1]
         rows = first.numel() // width
         if name in (ADD_RMS_NORM.name, RMS_NORM.name):

@@ -9,6 +9,7 @@ from lineahead.plugins.step_fusions.schema import (
     GATED_UNIT,
     RMS_NORM,
     ROTARY_HEADS,
+    ROTARY_TABLE,
 )
 
 # Unit roundoff of the results' type. Arithmetic is float32: a few of its roundoffs, of the largest value.
@@ -25,12 +26,17 @@ def ports_of(name, shape, *, fields, dtype, device="cpu", seed=0, shift=0):
     sizes = {"x": shape, "residual": shape, "product": shape, "weight": shape[-1:]}
     if name == ROTARY_HEADS.name:
         sizes |= dict.fromkeys(("cos", "sin"), (*shape[:2], fields["head_dim"] // 2))
+    if name == ROTARY_TABLE.name:
+        sizes = {"positions": shape, "frequencies": (FREQUENCIES,)}
     ports = {}
     for port in FUSIONS[name].inputs:
-        kind = torch.float32 if port in FUSIONS[name].wide else dtype
-        count = int(torch.tensor(sizes[port]).prod())
-        memory = torch.randn(count + shift, generator=generator).to(device=device, dtype=kind)
-        ports[port] = memory[shift:].view(sizes[port])
+        fusion, count = FUSIONS[name], int(torch.tensor(sizes[port]).prod()) + shift
+        if port in fusion.integers:
+            memory = torch.randint(131072, (count,), generator=generator, dtype=torch.int32)
+        else:
+            kind = torch.float32 if port in fusion.wide else dtype
+            memory = torch.randn(count, generator=generator).to(dtype=kind)
+        ports[port] = memory.to(device)[shift:].view(sizes[port])
     return ports
 
 
@@ -51,6 +57,9 @@ def expected(name, ports, fields):
         }
         assert set(curves) == set(ACTIVATIONS)
         return {"output": curves[fields["activation"]](gate) * up}
+    if name == ROTARY_TABLE.name:  # the angle is float32, as everywhere
+        angle = (ports["positions"].float()[..., None] * ports["frequencies"]).double()
+        return {"cos": angle.cos(), "sin": angle.sin()}
     heads, shared, dim = (fields[one] for one in ("heads", "kv_heads", "head_dim"))
     apart = wide["product"].unflatten(-1, (heads + 2 * shared, dim)).transpose(1, 2)
     query, key, value = apart.split([heads, shared, shared], 1)
@@ -87,6 +96,7 @@ def results_like(name, ports, wanted, shift=0):
 # Operator, shape of its first operand, fields. Some widths are no multiple of 16 bytes, and one is such
 # that a block has too few threads for.
 EPSILON = {"epsilon": 1e-5}
+FREQUENCIES = 33
 CASES = [
     *((ADD_RMS_NORM.name, shape, EPSILON) for shape in ((2, 3, 64), (1, 1, 576), (3, 7))),
     *((RMS_NORM.name, shape, EPSILON) for shape in ((2, 3, 64), (1, 1, 576), (3, 7))),
@@ -99,4 +109,5 @@ CASES = [
     (GATED_UNIT.name, (5, 2 * 1536), {"activation": "silu"}),
     (GATED_UNIT.name, (2, 3, 14), {"activation": "silu"}),
     (GATED_UNIT.name, (2, 24), {"activation": "silu"}),
+    (ROTARY_TABLE.name, (2, 5), {}),
 ]  # fmt: skip
