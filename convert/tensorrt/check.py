@@ -1,7 +1,8 @@
 """Whether an engine says what the exported graph says in ONNX Runtime, on the script that judges exports."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,32 @@ from lineahead.plugins.tensorrt.cuda import Device
 from lineahead.plugins.tensorrt.engine import BYTES, Engine, Tensor
 from lineahead.plugins.tensorrt.record import Bucket
 
+logger = logging.getLogger(__name__)
+
 INPUT_OF = {"present": "past", "pending_out": "pending"}
 # Measured with TensorRT 8.6.1 on an H100: fp32 1.3e-5 (stories15M, SmolLM2-135M), fp16 0.021 and 0.062.
 # bf16 is chosen.
 BOUND = {"fp32": 2e-4, "fp16": 1e-1, "bf16": 3e-1}
+# Where the graph itself, in ONNX Runtime, is far from float32 in 16 bits, an engine may be some times as far.
+# At late positions SmolLM2-135M's is by 0.125; angles in 16 bits make it 1.3 to 1.7.
+SLACK = 3.0
 LATE = 8192
+Twin = Callable[[Sequence[str], Sequence[str]], Backend]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """How an engine did in the case in which it did worst.
+
+    Attributes:
+        difference: largest of logits, hidden states and states, scaled as in ``convert.onnx.parity``.
+        allowed: how much it may be in that case.
+        case: the case.
+    """
+
+    difference: float
+    allowed: float
+    case: str
 
 
 def compare(
@@ -30,9 +52,11 @@ def compare(
     *,
     window: int,
     chains: bool = False,
+    precision: str,
     positions: int | None = None,
-) -> float:
-    """Largest difference of logits, hidden states and states, scaled as in ``convert.onnx.parity``.
+    twin: Twin | None = None,
+) -> Verdict:
+    """Run the script that judges exports on an engine and on ONNX Runtime.
 
     Args:
         graph: the exported ONNX file.
@@ -41,8 +65,11 @@ def compare(
         buckets: of its profiles.
         window: of the converted layers; trees are tried at its bounds.
         chains: judge by chains alone.
+        precision: of the engine.
         positions: how many the model has, if that is limited. The first case runs a second time at the last
             of them, or the 8,192nd: angles of rotary embeddings in 16 bits pass at the first positions.
+        twin: gives the graph that the engine was built from as a function of arrays. Asked only when the
+            engine exceeds its bound: a case that is as hard for the graph itself says nothing of TensorRT.
 
     Raises:
         BackendError: when ONNX Runtime is missing.
@@ -66,7 +93,7 @@ def compare(
         return found
 
     judged = engine_backend(engine, device, buckets, names, outputs)
-    worst, largest = 0.0, max(one.nodes for one in buckets)
+    largest = max(one.nodes for one in buckets)
     script = cases((window,), vocabulary)
     if chains:  # the first case is a prompt in chunks, then single nodes
         script = [
@@ -81,11 +108,25 @@ def compare(
     late = min(positions or LATE, LATE) - fitting[0].nodes
     if late > 0:
         fitting.append(replace(fitting[0], start=late))
+    found, own = [], None
     for case in fitting:
-        for expected, got in zip(run(reference, case, empty), run(judged, case, empty), strict=True):
-            for left, right in zip(expected, got, strict=True):
-                worst = max(worst, scaled_error(left, right))
-    return worst
+        expected, allowed = list(run(reference, case, empty)), BOUND[precision]
+        difference = _furthest(expected, judged, case, empty)
+        if twin is not None and difference > allowed:
+            own = own or twin(names, outputs)
+            allowed = max(allowed, SLACK * _furthest(expected, own, case, empty))
+        where = f"{case.name}, from position {case.start}"
+        logger.info("%s: differs by %.1e, %.1e is allowed", where, difference, allowed)
+        found.append(Verdict(difference=difference, allowed=allowed, case=where))
+    return max(found, key=lambda one: one.difference / one.allowed)
+
+
+def _furthest(
+    expected: Sequence[Sequence[Array]], judged: Backend, case: Case, empty: Sequence[Array]
+) -> float:
+    """Largest scaled difference of any call's results."""
+    calls = zip(expected, run(judged, case, empty), strict=True)
+    return max(scaled_error(*pair) for wanted, got in calls for pair in zip(wanted, got, strict=True))
 
 
 def fitted(case: Case, buckets: Sequence[Bucket]) -> Case | None:
@@ -119,15 +160,16 @@ def scaled_error(expected: Array, got: Array) -> float:
     return float(np.abs(expected - got).max(initial=0) / max(1.0, np.abs(expected).max(initial=0)))
 
 
-def require(difference: float, precision: str, name: str) -> None:
+def require(found: Verdict, name: str) -> None:
     """Refuse an engine that is not the graph.
 
     Raises:
         ParityError: with the difference.
     """
-    if not difference <= BOUND[precision]:
+    if not found.difference <= found.allowed:
         raise ParityError(
-            f"{name}: differs from ONNX Runtime by {difference:.1e}, more than {BOUND[precision]:.0e}",
+            f"{name}: differs from ONNX Runtime by {found.difference:.1e} ({found.case}), "
+            f"more than {found.allowed:.1e}",
             hint="Nothing was saved. Try --precision fp32; report it with the model's config.json.",
         )
 

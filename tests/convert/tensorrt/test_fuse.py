@@ -4,7 +4,6 @@ import itertools
 from collections import Counter
 from types import SimpleNamespace
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime
@@ -21,10 +20,10 @@ from lineahead.convert.tensorrt.fuse import count_fused, fuse, fused_text
 from lineahead.convert.tensorrt.graph import engine_graph, save_for_check, save_for_engine
 from lineahead.convert.tensorrt.passes import simplify
 from lineahead.convert.tensorrt.products import merge_products
+from lineahead.convert.tensorrt.twin import graph_backend
 from lineahead.plugins.augmented_attention.huggingface.step_model import StepModel
 from lineahead.plugins.augmented_attention.methods import preset
 from lineahead.plugins.step_fusions.schema import FUSIONS, OWN_FIELDS
-from lineahead.plugins.step_graph import LENGTH_IN, LENGTH_OUT
 
 SIZES = {
     "vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
@@ -65,28 +64,17 @@ def lowered(family, tmp_path, precision, *, fused=True):
     return model, onnxruntime.InferenceSession(str(tmp_path / f"{precision}.onnx"))
 
 
-def backend(session, names, outputs):
-    """Takes and returns what the exported graph does; lengths are counted here."""
-    kinds = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int32)": np.int32}
-    types = {port.name: kinds.get(port.type) for port in session.get_inputs()}
-
-    def call(arrays):
-        given = dict(zip(names, arrays, strict=True))
-        length = given[LENGTH_IN] + given["accept_count"]
-        found = session.run(None, {name: given[name].astype(kind) for name, kind in types.items()})
-        results = dict(zip((port.name for port in session.get_outputs()), found, strict=True))
-        return [length if name == LENGTH_OUT else results[name].astype(np.float32) for name in outputs]
-
-    return call
-
-
 @pytest.mark.parametrize("precision", BOUND)
 def test_the_fused_graph_says_what_the_exported_one_says(family, precision, tmp_path):
     reference = onnxruntime.InferenceSession(str(family.path))
     names = [port.name for port in reference.get_inputs()]
     outputs = [port.name for port in reference.get_outputs()]
     _, session = lowered(family, tmp_path, precision)
-    judged, empty, worst = backend(session, names, outputs), [x.numpy() for x in family.step.empty(1)], 0.0
+    judged, empty, worst = (
+        graph_backend(session, names, outputs),
+        [x.numpy() for x in family.step.empty(1)],
+        0.0,
+    )
 
     def exported(arrays):
         return reference.run(None, dict(zip(names, arrays, strict=True)))

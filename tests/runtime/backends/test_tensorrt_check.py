@@ -7,7 +7,8 @@ import pytest
 from lineahead.convert.onnx.rollout import cases
 from lineahead.convert.tensorrt import check
 from lineahead.convert.tensorrt.graph import engine_graph, save_for_check
-from lineahead.errors import ExportError
+from lineahead.convert.tensorrt.twin import twin
+from lineahead.errors import ExportError, ParityError
 from lineahead.plugins.tensorrt.engine import Tensor
 from lineahead.plugins.tensorrt.record import Bucket
 from lineahead.runtime.artifact import read_artifact
@@ -96,7 +97,7 @@ def test_an_engine_that_nothing_fits_is_not_judged(monkeypatch, tmp_path):
     monkeypatch.setattr("onnxruntime.InferenceSession", Session)
     monkeypatch.setattr(check, "cases", lambda *_: script()[1:])
     with pytest.raises(ExportError, match="no call of the script fits an engine of at most 1 nodes"):
-        check.compare(tmp_path / "graph.onnx", None, None, buckets((1, 1)), window=8)
+        check.compare(tmp_path / "graph.onnx", None, None, buckets((1, 1)), window=8, precision="fp16")
 
 
 def narrow_angles(graph):
@@ -108,11 +109,13 @@ def narrow_angles(graph):
         node.replace_input_with(0, wide.outputs[0])
 
 
-def test_angles_in_16_bits_show_at_late_positions(artifact, tensorrt_fakes, tmp_path, monkeypatch):
+@pytest.fixture
+def judge(artifact, tensorrt_fakes, tmp_path, monkeypatch):
+    """What is said of an engine whose angles are in float32, or in 16 bits."""
     source = read_artifact(artifact).graph("fp32")
     monkeypatch.setattr(check, "cases", lambda *_: script()[:1])
 
-    def difference(late, *, narrow):
+    def verdict(late, *, narrow, **given):
         model = engine_graph(source, "fp16")
         if narrow:
             narrow_angles(model.graph)
@@ -120,7 +123,40 @@ def test_angles_in_16_bits_show_at_late_positions(artifact, tensorrt_fakes, tmp_
         device = tensorrt_fakes.Device()
         engine = tensorrt_fakes.Engine(tmp_path / "engine.onnx", device)
         monkeypatch.setattr(check, "LATE", late)
-        return check.compare(source, engine, device, buckets((1, 16)), window=8)
+        return check.compare(source, engine, device, buckets((1, 16)), window=8, precision="fp16", **given)
 
-    assert difference(8192, narrow=False) < check.BOUND["fp16"] < difference(8192, narrow=True)
-    assert difference(0, narrow=True) < check.BOUND["fp16"]
+    verdict.source = source
+    return verdict
+
+
+def test_angles_in_16_bits_show_at_late_positions(judge):
+    late, early = judge(8192, narrow=True), judge(0, narrow=True)
+    assert judge(8192, narrow=False).difference < check.BOUND["fp16"] < late.difference
+    assert early.difference < check.BOUND["fp16"]
+    with pytest.raises(ParityError, match=r"prefill and decode, from position 81\d\d"):
+        check.require(late, "an engine")
+    check.require(early, "an engine")
+
+
+def test_what_is_as_hard_for_the_graph_itself_is_allowed(judge, monkeypatch, tmp_path):
+    """With a bound that 16 bits alone exceed: as far as the graph is, but not as far as wrong angles are."""
+
+    def own(*ports):
+        return twin(engine_graph(judge.source, "fp16"), tmp_path / "twin.onnx", *ports)
+
+    monkeypatch.setitem(check.BOUND, "fp16", 1e-5)
+    right = judge(8192, narrow=False)
+    assert right.difference > right.allowed == 1e-5
+    again = judge(8192, narrow=False, twin=own)
+    assert again.difference == right.difference
+    assert again.allowed == pytest.approx(check.SLACK * again.difference)
+    check.require(again, "an engine")
+    wrong = judge(8192, narrow=True, twin=own)
+    assert wrong.difference > 10 * wrong.allowed
+
+
+def test_the_graph_itself_is_not_asked_where_the_engine_is_near(judge):
+    def own(*ports):
+        raise AssertionError
+
+    check.require(judge(0, narrow=False, twin=own), "an engine")
