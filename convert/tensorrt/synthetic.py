@@ -22,15 +22,17 @@ POOL = 1 << 24
 SIZES = {1: np.float32, 10: np.float16}  # ONNX element types
 
 
-def fill_weights(graph: Path, *, seed: int = 0) -> int:
+def fill_weights(graph: Path, *, seed: int = 0, equal: bool = False) -> int:
     """Write the file of external weights that `graph` names, normal numbers of deviation 0.02.
 
     Integers and whatever else stands in the graph itself stay. Values repeat after 16 million numbers,
-    from another place for each weight: TensorRT keeps equal ones once, and a small model would stay in cache.
+    from another place for each weight unless they are to be `equal`: TensorRT keeps equal ones once, so that an
+    engine is built sooner, but a model whose matrices are smaller than the GPU's cache would stay in it.
 
     Args:
         graph: ONNX file whose external data is missing or may be replaced.
         seed: of the numbers.
+        equal: give weights of one shape the same numbers.
 
     Returns:
         bytes of weights.
@@ -58,7 +60,8 @@ def fill_weights(graph: Path, *, seed: int = 0) -> int:
             if name not in parts:
                 part = stack.enter_context(replacing(graph.parent / name))
                 parts[name] = stack.enter_context(part.open("wb"))
-            numbers = np.roll(pools[tensor.data_type], int(random.integers(POOL)))
+            shift = 0 if equal else int(random.integers(POOL))
+            numbers = np.roll(pools[tensor.data_type], shift)
             count = int(np.prod(tensor.dims))
             parts[name].seek(int(entries.get("offset", 0)))
             for start in range(0, count, POOL):
@@ -75,6 +78,7 @@ def fill_weights(graph: Path, *, seed: int = 0) -> int:
 @click.option("--precision", type=click.Choice(("fp32", "fp16", "bf16")), default="fp16")
 @click.option("--optimization-level", type=click.IntRange(0, 5), default=3)
 @click.option("--cublas", is_flag=True, help="Let TensorRT 8.6 use cuBLAS.")
+@click.option("--equal", is_flag=True, help="The same weights in every layer: built sooner.")
 def main(
     graph: Path,
     engine: Path,
@@ -83,12 +87,13 @@ def main(
     precision: str,
     optimization_level: int,
     cublas: bool,
+    equal: bool,
 ) -> None:
     """Give GRAPH, lowered by the exporter, random weights and build ENGINE from it; nothing is checked."""
     trt = tensorrt_module()
     load_plugins(trt, library)
     started = time.perf_counter()
-    total = fill_weights(graph)
+    total = fill_weights(graph, equal=equal)
     print(f"{total / 1e6:.0f} MB of weights in {time.perf_counter() - started:.1f} s", flush=True)
     sizes = tuple(map(parse_bucket, buckets))
     nodes = [one.nodes for one in sizes]

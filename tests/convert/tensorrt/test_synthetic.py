@@ -37,3 +37,11 @@ def test_external_integers_are_refused_and_nothing_is_left(tmp_path):
     with pytest.raises(ArtifactError, match="w0 is external and no float"):
         fill_weights(hollow(tmp_path, np.zeros(100, np.int64)))
     assert [path.name for path in tmp_path.iterdir()] == ["g.onnx"]
+
+
+@pytest.mark.parametrize("equal", [False, True])
+def test_weights_of_one_shape_differ_unless_they_are_to_be_equal(equal, tmp_path):
+    graph = hollow(tmp_path, *[np.zeros((30, 40), np.float16)] * 2)
+    fill_weights(graph, equal=equal)
+    first, second = (numpy_helper.to_array(one) for one in onnx.load(graph).graph.initializer[:2])
+    assert np.array_equal(first, second) == equal
