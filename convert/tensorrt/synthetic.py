@@ -26,8 +26,8 @@ def fill_weights(graph: Path, *, seed: int = 0, equal: bool = False) -> int:
     """Write the file of external weights that `graph` names, normal numbers of deviation 0.02.
 
     Integers and whatever else stands in the graph itself stay. Values repeat after 16 million numbers,
-    from another place for each weight unless they are to be `equal`: TensorRT keeps equal ones once, so that an
-    engine is built sooner, but a model whose matrices are smaller than the GPU's cache would stay in it.
+    from another place for each weight unless they are to be `equal`: TensorRT keeps equal ones once, so that
+    an engine is built sooner, but a model whose matrices are smaller than the GPU's cache would stay in it.
 
     Args:
         graph: ONNX file whose external data is missing or may be replaced.
