@@ -114,7 +114,7 @@ def test_only_tokens_of_the_same_text_are_predicted():
 @pytest.mark.filterwarnings(
     "ignore:The .grad attribute of a Tensor:UserWarning"
 )  # torch.compile asks every input
-def test_both_stages_train_on_documents(source, text, tmp_path, recipe, one_thread):
+def test_both_stages_train_on_documents(source, text, tmp_path, recipe, one_thread, captured):
     """Texts of 20 tokens lie in the window for the most part: there the student is nearer to its teacher."""
     distill = {"kind": "distill", "kl": 0.5, "ce": 0.5, "learning_rate": 3e-3, "base_learning_rate": 3e-3}
     stages = {"kind": "transfer", "steps": 2}, {**distill, "steps": 4}

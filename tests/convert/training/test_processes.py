@@ -13,6 +13,7 @@ from lineahead.convert.pipeline import Options, convert_checkpoint, finetune
 from lineahead.convert.training.progress import Silent
 from lineahead.convert.training.sharding import shard_blocks
 from lineahead.errors import TrainingError
+from lineahead.recipes.manifest import read_manifest
 
 LAUNCH = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 TRANSFER = {"kind": "transfer", "steps": 3}
@@ -52,15 +53,20 @@ except InterruptedTrainingError as error:
 
 
 @pytest.fixture
-def launched(tmp_path):
+def launched(tmp_path, fork):
     """Fine-tune an artifact in two processes, the second told to stop after a step; returns their log."""
 
-    def launch(artifact, recipe, environment, stop=0):
+    def launch(artifact, recipe, environment, stop=0, by_torchrun=False):
         file, script = tmp_path / "recipe.yaml", tmp_path / "program.py"
         file.write_text(json.dumps(recipe.model_dump(mode="json", exclude_unset=True)))
+        arguments = [str(artifact), str(file), str(stop)]
+        if not by_torchrun:
+            done = fork(PROGRAM, *arguments, processes=2, environment=environment)
+            assert done.exits == [0, 0], done.written[-3000:]
+            return done.written
         script.write_text(PROGRAM)
         done = subprocess.run(
-            [sys.executable, *LAUNCH, str(script), str(artifact), str(file), str(stop)],
+            [sys.executable, *LAUNCH, str(script), *arguments],
             capture_output=True,
             text=True,
             check=False,
@@ -73,9 +79,9 @@ def launched(tmp_path):
     return launch
 
 
-def losses(folder):
+def losses(folder, name="loss"):
     lines = (folder / "training_metrics.jsonl").read_text().splitlines()
-    return [json.loads(line)["loss"] for line in lines]
+    return [json.loads(line)[name] for line in lines]
 
 
 @pytest.mark.slow
@@ -95,10 +101,13 @@ def test_two_processes_give_the_losses_and_weights_of_one(
         convert_checkpoint(source, folder, recipe())
     parts = [{**stage, "grad_accumulation": 2} for stage in stages]
     finetune(alone, recipe(*parts), Options(device="cpu", progress=Silent()))
-    log = launched(shared, recipe(*stages), environment)
+    log = launched(shared, recipe(*stages), environment, by_torchrun=not environment)
     assert ("2 blocks sharded: 7744 of their 15488 numbers are here" in log) == bool(environment)
     assert len(losses(alone)) == 7
     assert losses(shared) == pytest.approx(losses(alone), rel=1e-5)
+    assert losses(shared, "grad_norm") == pytest.approx(losses(alone, "grad_norm"), rel=1e-3)
+    one, other = (read_manifest(folder).training for folder in (alone, shared))
+    assert [stage.tokens for stage in one] == [stage.tokens for stage in other] == [3 * 4 * 32, 4 * 4 * 32]
     for name, value in weights(alone).items():
         torch.testing.assert_close(weights(shared)[name], value, rtol=1e-4, atol=1e-6)
 
