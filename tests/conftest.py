@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("LINEAHEAD_SHARED", ROOT.parent / "shared"))
@@ -52,6 +53,36 @@ def rng():
 def shared():
     """Folder of real weights and text; only for tests marked `shared`."""
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory):
+    """Makes a folder once for all processes of this session; nobody may change it.
+
+    ``made_once(name, make)`` calls ``make(folder)``, in the first process that asks, with a
+    folder that is not there yet; the others wait. It returns the folder.
+    """
+    own = tmp_path_factory.getbasetemp()
+    base = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+    def made(name, make):
+        folder = base / f"once-{name}"
+        with FileLock(folder.with_suffix(".lock")):
+            if not folder.exists():
+                unfinished = folder.with_suffix(".unfinished")
+                make(unfinished)
+                unfinished.rename(folder)
+        return folder
+
+    return made
+
+
+@pytest.fixture
+def compared_here(monkeypatch):
+    """Exported graphs are compared with eager in this process; another takes 8 s to import the same."""
+    from lineahead.convert.onnx import export, parity
+
+    monkeypatch.setattr(export, "compare_in_subprocess", parity.compare)
 
 
 @pytest.fixture

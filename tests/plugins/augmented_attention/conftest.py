@@ -52,13 +52,8 @@ def library():
 
 
 @pytest.fixture(scope="session")
-def kernels(tmp_path_factory):
-    """The CUDA kernels compiled for the CPU, all of them."""
-    from operator_kernel_build import build_emulated
+def kernels(emulated):
+    """The CUDA kernels compiled for the CPU."""
     from operator_kernel_call import Kernels
 
-    from lineahead.plugins.augmented_attention import native
-
-    if native.find_compiler() is None:
-        pytest.skip("no C++ compiler")
-    return Kernels(build_emulated(tmp_path_factory.mktemp("emulated")))
+    return Kernels(emulated())

@@ -4,17 +4,13 @@ import pytest
 import torch
 from fusion_call import FusedKernels
 from fusion_cases import CASES, ROUNDOFF, expected, ports_of, results_like, worst_error
-from operator_kernel_build import build_emulated
 
-from lineahead.plugins.augmented_attention import native
 from lineahead.plugins.step_fusions.schema import GATED_UNIT, ROTARY_HEADS
 
 
 @pytest.fixture(scope="module")
-def kernels(tmp_path_factory):
-    if native.find_compiler() is None:
-        pytest.skip("no C++ compiler")
-    return FusedKernels(build_emulated(tmp_path_factory.mktemp("emulated")))
+def kernels(emulated):
+    return FusedKernels(emulated())
 
 
 @pytest.mark.parametrize("dtype", ROUNDOFF)

@@ -9,6 +9,7 @@ from lineahead.plugins.augmented_attention import native
 
 SOURCES = native.SOURCES.parent / "cuda"
 FUSIONS = native.SOURCES.parents[2] / "step_fusions" / "csrc" / "cuda"
+EMULATED_LIBRARY = "libemulated.so"
 EMULATED = Path(__file__).resolve().parent / "emulated"
 
 
@@ -29,7 +30,7 @@ def build_emulated(folder: Path, *edits: tuple[str, str, str]) -> Path:
     for path in EMULATED.iterdir():
         if path.is_file():
             shutil.copy(path, folder)
-    library = folder / "libemulated.so"
+    library = folder / EMULATED_LIBRARY
     files = ["launch.cu", "prefill.cu", *(path.name for path in SOURCES.glob("*.cpp")), "emulator.cpp"]
     files += sorted(path.name for path in FUSIONS.glob("*.cu"))
     command = [native.find_compiler(), "-std=c++17", "-O1", "-fPIC", "-shared", "-w", "-I.", "-x", "c++"]
