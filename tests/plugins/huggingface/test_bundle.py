@@ -4,12 +4,15 @@ import ast
 import subprocess
 import sys
 
+import pytest
 import torch
 
 from lineahead.plugins.augmented_attention.huggingface.bundle import bundle
+from lineahead.plugins.augmented_attention.methods import PRESETS
 
 PROGRAM = """
 import sys, torch
+from pathlib import Path
 from transformers import AutoModelForCausalLM, set_seed
 try:
     import lineahead
@@ -17,46 +20,67 @@ except ImportError:
     pass
 else:
     sys.exit("lineahead was importable")
-given = torch.load(sys.argv[2], weights_only=True)
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True).eval()
+given = torch.load(sys.argv[1], weights_only=True)
 ids, mask = given["ids"], given["mask"]
-made = {"logits": model(input_ids=ids).logits.detach()}
-made["greedy"] = model.generate(ids, max_new_tokens=70, do_sample=False)
-made["beam"] = model.generate(ids, max_new_tokens=20, num_beams=3, do_sample=False)
-made["padded"] = model.generate(ids, attention_mask=mask, max_new_tokens=30, do_sample=False)
-made["lookup"] = model.generate(ids[:1], max_new_tokens=40, do_sample=False, prompt_lookup_num_tokens=3)
-set_seed(0)
-made["sample"] = model.generate(ids, max_new_tokens=30, do_sample=True)
-sizes = []
-for length in (90, 400):
-    result = model(input_ids=ids[:1, :1].expand(1, length), use_cache=True)
-    cache = model(input_ids=ids[:1, :1], past_key_values=result.past_key_values).past_key_values
-    sizes.append(sum(layer.nbytes for layer in cache.layers))
-made["sizes"] = torch.tensor(sizes)
-model.save_pretrained(sys.argv[3])
-again = AutoModelForCausalLM.from_pretrained(sys.argv[3], trust_remote_code=True).eval()
-made["again"] = again(input_ids=ids).logits.detach()
-torch.save(made, sys.argv[4])
+for artifact in map(Path, sys.argv[2:]):
+    model = AutoModelForCausalLM.from_pretrained(artifact, trust_remote_code=True).eval()
+    made = {"logits": model(input_ids=ids).logits.detach()}
+    made["greedy"] = model.generate(ids, max_new_tokens=70, do_sample=False)
+    made["beam"] = model.generate(ids, max_new_tokens=20, num_beams=3, do_sample=False)
+    made["padded"] = model.generate(ids, attention_mask=mask, max_new_tokens=30, do_sample=False)
+    made["lookup"] = model.generate(ids[:1], max_new_tokens=40, do_sample=False, prompt_lookup_num_tokens=3)
+    set_seed(0)
+    made["sample"] = model.generate(ids, max_new_tokens=30, do_sample=True)
+    sizes = []
+    for length in (90, 400):
+        result = model(input_ids=ids[:1, :1].expand(1, length), use_cache=True)
+        cache = model(input_ids=ids[:1, :1], past_key_values=result.past_key_values).past_key_values
+        sizes.append(sum(layer.nbytes for layer in cache.layers))
+    made["sizes"] = torch.tensor(sizes)
+    copy = artifact.with_name(f"{artifact.name}-again")
+    model.save_pretrained(copy)
+    again = AutoModelForCausalLM.from_pretrained(copy, trust_remote_code=True).eval()
+    made["again"] = again(input_ids=ids).logits.detach()
+    torch.save(made, artifact.with_suffix(".pt"))
 """
+METHODS = ("augmented", "softmax-hedgehog", "augmented-performer", "yoso")
 
 
-def test_an_artifact_works_without_lineahead(
-    settings, linear_model, tokens, full_pass, tmp_path, without_lineahead
-):
-    from transformers import set_seed
-
-    model, ids = linear_model(settings, "llama" if settings.qk_norm else "gpt2"), tokens(2, 50)
+@pytest.fixture
+def loaded_elsewhere(linear_model, tokens, tmp_path, without_lineahead):
+    """Models by their method, the texts, and what one process without lineahead made of their artifacts."""
+    ids = tokens(2, 50)
     mask = torch.ones_like(ids)
     mask[0, :9] = 0
-    artifact, given, out = tmp_path / "artifact", tmp_path / "given.pt", tmp_path / "made.pt"
-    model.save_pretrained(artifact)
-    torch.save({"ids": ids, "mask": mask}, given)
-    command = [sys.executable, "-c", PROGRAM, str(artifact), str(given), str(tmp_path / "again"), str(out)]
+    torch.save({"ids": ids, "mask": mask}, tmp_path / "given.pt")
+    models = {}
+    for name in METHODS:
+        settings = PRESETS[name]
+        models[name] = linear_model(settings, "llama" if settings.qk_norm else "gpt2")
+        models[name].save_pretrained(tmp_path / name)
+    files = [str(tmp_path / name) for name in ("given.pt", *METHODS)]
     done = subprocess.run(
-        command, env=without_lineahead, cwd=tmp_path, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", PROGRAM, *files],
+        env=without_lineahead,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    made = torch.load(out, weights_only=True)
+    made = {name: torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in METHODS}
+    return models, ids, mask, made
+
+
+def test_artifacts_work_without_lineahead(loaded_elsewhere, full_pass):
+    models, ids, mask, made = loaded_elsewhere
+    for name, model in models.items():
+        same_elsewhere(model, ids, mask, made[name], full_pass)
+
+
+def same_elsewhere(model, ids, mask, made, full_pass):
+    from transformers import set_seed
+
     expected = full_pass(model, ids)
     assert (made["logits"] - expected).abs().max() <= 1e-5
     assert (made["again"] - expected).abs().max() <= 1e-5

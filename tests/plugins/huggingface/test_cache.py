@@ -137,6 +137,7 @@ def test_size_does_not_grow(settings, linear_model, tokens, feed):
     assert cache.get_seq_length() == 8 * 61
 
 
+@pytest.mark.parametrize("settings", ["augmented", "softmax-hedgehog"], indirect=True)
 def test_size_is_bounded_while_recording(settings, linear_model, tokens, feed):
     model, cache, sizes = linear_model(settings), DynamicCache(), []
     cache.layers = [StateLayer(), StateLayer()]

@@ -9,6 +9,7 @@ from lineahead.plugins.augmented_attention.huggingface.cache import StateLayer
 from lineahead.plugins.augmented_attention.huggingface.fixed_layer import CACHE
 
 LENGTH = 80
+SETTINGS = ("augmented", "softmax-hedgehog", "augmented-performer", "yoso")
 
 
 @pytest.fixture
@@ -68,7 +69,14 @@ def test_prompt_lookup_equals_greedy(settings, linear_model, tokens):
     assert torch.equal(plain, fast)
 
 
-@pytest.mark.parametrize("kind", ["linear", "softmax", "itself"])
+@pytest.mark.parametrize(
+    ("settings", "kind"),
+    [
+        *((name, "linear") for name in SETTINGS),  # of which some tokens are taken
+        *((name, kind) for name in SETTINGS[:2] for kind in ("softmax", "itself")),
+    ],
+    indirect=["settings"],
+)
 def test_assistants_equal_greedy(settings, linear_model, softmax_model, tokens, kind):
     model, ids = linear_model(settings), tokens(1, 60)
     assistant = {"softmax": softmax_model, "linear": lambda: linear_model(settings), "itself": lambda: model}[

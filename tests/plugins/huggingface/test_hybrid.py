@@ -11,10 +11,18 @@ FAMILIES = ["llama", "mistral", "gemma2", "gemma3"]
 LENGTH = 25
 
 
-@pytest.fixture(params=[[0], [1]], ids=["first", "second"])
+@pytest.fixture
 def hybrid(request, linear_model):
-    """Builds the tiny model of a family with one linear layer, the other with its own window or none."""
-    return lambda settings, family: linear_model(settings, family, layers=request.param)
+    """Builds the tiny model of a family with one linear layer, the other with its own window or none.
+
+    Which one alternates: each method and each family has it first in one test and second in the next.
+    """
+    turn = request.node.callspec.indices
+
+    def build(settings, family):
+        return linear_model(settings, family, layers=[(turn["settings"] + turn.get("family", 1)) % 2])
+
+    return build
 
 
 @pytest.mark.parametrize("family", FAMILIES)
