@@ -35,6 +35,7 @@ from typing import Protocol
 CALL_INPUTS = ("input_ids", "ancestors", "output_index", "accept_index", "accept_count")
 LENGTH_IN, LENGTH_OUT = "past.length", "present.length"
 LOGITS, HIDDEN_STATES = "logits", "hidden_states"
+WEIGHT = "weight."  # inputs of engines that hold no weights of their own
 PENDING_PARTS = ("key", "value")
 
 

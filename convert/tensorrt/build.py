@@ -9,7 +9,7 @@ from typing import Any
 
 from lineahead.convert.tensorrt.types import WIDE_MARK
 from lineahead.errors import ExportError
-from lineahead.plugins.step_graph import CALL_INPUTS, LENGTH_IN
+from lineahead.plugins.step_graph import CALL_INPUTS, LENGTH_IN, WEIGHT
 from lineahead.plugins.tensorrt.record import Bucket
 
 logger = logging.getLogger(__name__)
@@ -147,6 +147,8 @@ def profile_shapes(
 
     Batch and nodes are fixed, as calls are padded to them; results and the previous call's rows vary.
     """
+    if name.startswith(WEIGHT):
+        return shape, shape, shape
     least, most = rows
     pending = (least, bucket.nodes, most)
     results = (1, bucket.results if bucket.nodes <= bucket.results else 1, bucket.results)

@@ -17,6 +17,7 @@ from lineahead.convert.replace import linearize
 from lineahead.convert.tensorrt.fuse import fused_text
 from lineahead.convert.tensorrt.graph import lower_for_engine
 from lineahead.convert.tensorrt.lower import without_bodies
+from lineahead.convert.tensorrt.outside import take_out
 from lineahead.plugins.augmented_attention.huggingface.step_model import StepModel
 from lineahead.plugins.augmented_attention.methods import preset as method
 from lineahead.recipes.files import replacing
@@ -86,11 +87,16 @@ def hollow(model: ir.Model, location: str) -> int:
 @click.option("--preset", default="softmax-hedgehog", show_default=True)
 @click.option("--precision", type=click.Choice(("fp32", "fp16", "bf16")), default="fp16")
 @click.option("--chain", is_flag=True, help="Only for prompts: every call's nodes follow one another.")
+@click.option("--outside", is_flag=True, help="Large weights as inputs, which are given at run time.")
 @click.option("--fuse/--no-fuse", "fused", default=False, help="Use the library's fused operators.")
-def main(config: Path, graph: Path, preset: str, precision: str, chain: bool, fused: bool) -> None:
+def main(
+    config: Path, graph: Path, preset: str, precision: str, chain: bool, outside: bool, fused: bool
+) -> None:
     """Write GRAPH, the lowered step graph of the model that CONFIG describes, without its weights."""
     made = skeleton(json.loads(config.read_text()), preset, precision, chain=chain, fused=fused)
     without_bodies(made)
+    if outside:
+        print(f"{len(take_out(made.graph))} weights are inputs")
     size = hollow(made, f"{graph.name}.data")
     with replacing(graph) as temporary:
         ir.save(made, temporary)

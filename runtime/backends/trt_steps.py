@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lineahead.errors import BackendError
-from lineahead.plugins.step_graph import HIDDEN_STATES, LOGITS
+from lineahead.plugins.step_graph import HIDDEN_STATES, LOGITS, WEIGHT
 from lineahead.plugins.tensorrt.call import Sizes, fill
 from lineahead.plugins.tensorrt.choice import Choice, scores_of, tokens_of
 from lineahead.plugins.tensorrt.cuda import Device
@@ -91,6 +91,7 @@ class Step:
         side: int,
         choice: Choice | None,
         draft: Draft | None = None,
+        weights: Mapping[str, int] | None = None,
     ) -> None:
         """Prepare; nothing runs yet.
 
@@ -103,6 +104,7 @@ class Step:
             side: which pending set it reads.
             choice: of tokens on the device.
             draft: what drafts before it verifies.
+            weights: addresses of weights that the engine takes as inputs.
         """
         self.sizes, self.results, self._device = sizes, results, device
         offsets, total = sizes.offsets()
@@ -111,14 +113,16 @@ class Step:
         self._choice = choice
         shapes: dict[str, tuple[int, ...]] = dict(sizes.shapes())
         for name, tensor in engine.tensors.items():
-            if tensor.is_input and name not in shapes:
+            if name.startswith(WEIGHT):
+                shapes[name] = tensor.shape
+            elif tensor.is_input and name not in shapes:
                 shapes[name] = (
                     sizes.batch,
                     *(sizes.pending if axis < 0 else axis for axis in tensor.shape[1:]),
                 )
         addresses = {name: self._block + start for name, start in offsets.items()}
         addresses |= memory.addresses(side)
-        addresses |= {LOGITS: results.logits, HIDDEN_STATES: results.hidden}
+        addresses |= {LOGITS: results.logits, HIDDEN_STATES: results.hidden, **(weights or {})}
         self._engine, self._shapes = engine, shapes
         self._enqueue = engine.prepare(sizes.profile, shapes, addresses)
         self._launch: Callable[[], None] | None = None

@@ -19,7 +19,7 @@ import numpy as np
 
 from lineahead.errors import ArtifactError
 from lineahead.plugins.augmented_attention.schema import OP_TYPE
-from lineahead.plugins.step_graph import HIDDEN_STATES, LENGTH_IN, LOGITS
+from lineahead.plugins.step_graph import HIDDEN_STATES, LENGTH_IN, LOGITS, WEIGHT
 from lineahead.plugins.tensorrt.call import Sizes
 from lineahead.plugins.tensorrt.choice import Choice, LibraryChoice
 from lineahead.plugins.tensorrt.cuda import CudaDevice, Device
@@ -27,6 +27,7 @@ from lineahead.plugins.tensorrt.draft import SCORES, read_names
 from lineahead.plugins.tensorrt.draft_kernels import LibraryDraftKernels
 from lineahead.plugins.tensorrt.engine import (
     Engine,
+    Tensor,
     TensorRTEngine,
     load_plugins,
     tensorrt_module,
@@ -38,6 +39,7 @@ from lineahead.runtime.backends.trt_memory import Memory, carried_tensors, narro
 from lineahead.runtime.backends.trt_steps import Draft, Results, Step
 
 COPY_BYTES = 1 << 30
+DEVIATION = 0.02
 
 
 class TimingDevice(Device, Protocol):
@@ -74,6 +76,16 @@ class StepBench:
         self._carried = carried_tensors(tensors)
         self._widths = tensors[LOGITS].shape[-1], tensors[HIDDEN_STATES].shape[-1]
         self._random = np.random.default_rng(0)
+        self._weights = {name: self._weight(one) for name, one in tensors.items() if name.startswith(WEIGHT)}
+
+    def _weight(self, tensor: Tensor) -> int:
+        """Random numbers for a weight that the engine takes as an input."""
+        numbers = self._random.standard_normal(tensor.shape, np.float32) * DEVIATION
+        raw = narrowed(numbers, tensor.dtype)
+        address = self.device.allocate(raw.nbytes)
+        self.device.upload(address, raw)
+        self.device.synchronize()
+        return address
 
     def _memory(self, batch: int, nodes: int) -> Memory:
         """A state of random numbers."""
@@ -115,6 +127,7 @@ class StepBench:
             side=0,
             choice=self._choice,
             draft=None if work is None else Draft(work=work, count=drafted),
+            weights=self._weights,
         )
         call = {
             "input_ids": self._random.integers(0, self._widths[0], (batch, nodes)),

@@ -2,13 +2,18 @@
 
 import json
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 from click.testing import CliRunner
 
+from lineahead.convert.tensorrt import outside
+from lineahead.convert.tensorrt.build import profile_shapes
 from lineahead.convert.tensorrt.skeleton import hollow, main, skeleton
 from lineahead.convert.tensorrt.synthetic import fill_weights
 from lineahead.plugins.augmented_attention.schema import DOMAIN, OP_TYPE
+from lineahead.plugins.step_graph import WEIGHT
+from lineahead.plugins.tensorrt.record import Bucket
 
 CONFIG = {
     "model_type": "llama",
@@ -38,7 +43,7 @@ def test_a_skeleton_is_small_and_takes_random_weights(tmp_path):
         for node in bare.graph.node
         if node.domain == DOMAIN
     ]
-    assert told == [b"fp16"] * (2 + 9)  # TensorRT 8.6 would choose a type by itself
+    assert told == [b"fp16"] * (2 + 10)  # TensorRT 8.6 would choose a type by itself
     outside = [one for one in bare.graph.initializer if one.external_data]
     assert sum(one.data_type == onnx.TensorProto.FLOAT16 for one in outside) >= 2 * 4 + 2
     filled = fill_weights(graph)
@@ -61,3 +66,20 @@ def test_places_of_weights_do_not_overlap():
     ends = [offset + length for offset, length in places]
     assert all(end <= start for end, (start, _) in zip(ends, places[1:], strict=False))
     assert ends[-1] <= size
+
+
+def test_weights_that_are_inputs_leave_nothing_to_fill(tmp_path, monkeypatch):
+    monkeypatch.setattr(outside.take_out, "__kwdefaults__", {"least": 64 * 64 * 2})
+    source, graph = tmp_path / "config.json", tmp_path / "g.onnx"
+    source.write_text(json.dumps(CONFIG))
+    result = CliRunner().invoke(main, [str(source), str(graph), "--precision", "fp16", "--fuse", "--outside"])
+    assert "10 weights are inputs" in result.output
+    bare = onnx.load(str(graph), load_external_data=False)
+    given = {one.name: one.type.tensor_type for one in bare.graph.input if one.name.startswith(WEIGHT)}
+    assert len(given) == 2 * 4 + 2
+    assert {one.elem_type for one in given.values()} == {onnx.TensorProto.FLOAT16}
+    numbers = sum(np.prod([axis.dim_value for axis in one.shape.dim]) for one in given.values())
+    assert numbers == PRODUCTS + 128 * 64
+    for name, kind in given.items():
+        shape = tuple(axis.dim_value for axis in kind.shape.dim)
+        assert profile_shapes(name, shape, Bucket(batch=1, nodes=4, results=4), (1, 4)) == (shape,) * 3

@@ -3,6 +3,7 @@
 import pytest
 
 from lineahead.convert.tensorrt.graph import engine_graph, save_for_check
+from lineahead.convert.tensorrt.outside import take_out
 from lineahead.plugins.tensorrt.record import Bucket
 from lineahead.runtime.artifact import read_artifact
 from lineahead.runtime.bench.tensorrt_process import StepBench, is_operator
@@ -14,10 +15,13 @@ BUCKETS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def bench(artifact, tensorrt_fakes, tmp_path_factory):
+@pytest.fixture(scope="module", params=[False, True], ids=["weights inside", "weights outside"])
+def bench(request, artifact, tensorrt_fakes, tmp_path_factory):
     path = tmp_path_factory.mktemp("bench") / "graph.onnx"
-    save_for_check(engine_graph(read_artifact(artifact).graph("fp32"), "fp32"), path)
+    model = engine_graph(read_artifact(artifact).graph("fp32"), "fp32")
+    if request.param:
+        assert len(take_out(model.graph, least=1 << 10)) > 4
+    save_for_check(model, path)
     device = tensorrt_fakes.Device()
     return StepBench(tensorrt_fakes.Engine(path, device), device, tensorrt_fakes.Choice(), BUCKETS)
 
