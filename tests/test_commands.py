@@ -99,7 +99,7 @@ def test_a_draft_model_does_not_change_the_text(run, artifact):
     assert found["statistics"]["accepted"] == found["statistics"]["proposed"] > 10
 
 
-def test_the_linear_twin_writes_the_originals_text(run, checkpoint, artifact, tmp_path):
+def test_the_linear_twin_writes_the_originals_text(run, checkpoint, artifact, tmp_path, compared_here):
     original = tmp_path / "original"
     for arguments in (
         ("convert", checkpoint, original, "--recipe", "original"),
@@ -254,7 +254,7 @@ def test_architectures_measures_what_it_is_asked(run):
     assert json.loads(result.stdout)["exact"] == 1
 
 
-def test_demo_runs_once_and_resumes_where_it_was(run, checkpoint, tmp_path, monkeypatch):
+def test_demo_runs_once_and_resumes_where_it_was(run, checkpoint, tmp_path, monkeypatch, compared_here):
     monkeypatch.chdir(tmp_path)
     first = run("demo", checkpoint, "--recipe", "smoke", "method.window=16", "--json")
     assert first.exit_code == 0, first.output
@@ -277,7 +277,7 @@ def test_demo_runs_once_and_resumes_where_it_was(run, checkpoint, tmp_path, monk
 
 
 @pytest.mark.slow
-def test_a_hybrid_model_from_conversion_to_verification(checkpoint, tmp_path):
+def test_a_hybrid_model_from_conversion_to_verification(checkpoint, tmp_path, compared_here):
     from click.testing import CliRunner
 
     from lineahead.cli import main

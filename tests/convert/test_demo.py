@@ -31,7 +31,7 @@ def test_training_and_evaluation_text_do_not_overlap(tmp_path):
 
 
 def test_a_second_run_does_nothing_also_when_lengths_were_cut(
-    source, text, recipe, tmp_path, one_thread, monkeypatch
+    source, text, recipe, tmp_path, one_thread, monkeypatch, compared_here
 ):
     monkeypatch.setattr(demo, "PRECISIONS", ("fp32",))
     wanted = recipe(

@@ -6,6 +6,7 @@ positions changes what is decoded.
 
 import copy
 import json
+import shutil
 import warnings
 import zlib
 from types import SimpleNamespace
@@ -178,7 +179,6 @@ def export(folder, model, **linear):
         warnings.simplefilter("ignore")  # torch.onnx warns about its own internals
         traced = graph.trace(StepModel(model, layers_of(model.config)))
     graph.save(traced, folder / "onnx" / "verifier.onnx")
-    return folder
 
 
 SIZES = {
@@ -193,19 +193,29 @@ SIZES = {
 
 
 @pytest.fixture(scope="session")
-def artifact(tmp_path_factory):
+def artifact(tmp_path_factory, made_once):
     """A random two-layer linear Llama of 300 tokens' vocabulary, exported."""
+    made = made_once("artifact", _linear_llama)
+    return shutil.copytree(made, tmp_path_factory.mktemp("artifact") / "tiny")
+
+
+def _linear_llama(folder):
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(**SIZES, num_hidden_layers=2, max_position_embeddings=160)).eval()
-    return export(tmp_path_factory.mktemp("artifact") / "tiny", model)
+    export(folder, model)
 
 
 @pytest.fixture(scope="session")
-def hybrid_artifact(tmp_path_factory):
+def hybrid_artifact(tmp_path_factory, made_once):
     """A random Gemma 3 whose first layer keeps its window, its second the whole text; the third is linear."""
+    made = made_once("hybrid-artifact", _hybrid_gemma)
+    return shutil.copytree(made, tmp_path_factory.mktemp("hybrid") / "tiny")
+
+
+def _hybrid_gemma(folder):
     import torch
     from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
@@ -220,4 +230,4 @@ def hybrid_artifact(tmp_path_factory):
         max_position_embeddings=1024,
     )
     model = Gemma3ForCausalLM(config).eval()
-    return export(tmp_path_factory.mktemp("hybrid") / "tiny", model, layers=[2])
+    export(folder, model, layers=[2])

@@ -1,11 +1,13 @@
 """Agreement by brute force; a task of lm-eval from local files; what is kept, shown and written."""
 
+import functools
 import json
 import shutil
 
 import pytest
 import torch
 
+from lineahead.convert.judging import tasks as tasks_module
 from lineahead.convert.judging.agreement import measure_agreement
 from lineahead.convert.judging.judge import Wanted, judge
 from lineahead.convert.judging.pair import Pair
@@ -68,6 +70,8 @@ def test_a_task_scores_each_model_as_its_own_logits_do(
     tiny_linear_llama, tiny_tokenizer, task, monkeypatch, tmp_path
 ):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    own = functools.partial(tasks_module.TaskManager, include_defaults=False)  # reading all others takes 10 s
+    monkeypatch.setattr(tasks_module, "TaskManager", own)
     tiny_tokenizer.eos_token = "~"
     found = measure_tasks(Pair(student=tiny_linear_llama), tiny_tokenizer, ["tiny_choice"], include=task)
     assert [(one.task, one.cases) for one in found] == [("tiny_choice", 4)]

@@ -43,8 +43,11 @@ def step_model(tiny_artifact):
 
 
 @pytest.fixture(scope="session")
-def traced(step_model, tmp_path_factory):
+def traced(step_model, made_once):
     """Its step graph on disk."""
-    path = tmp_path_factory.mktemp("traced") / "verifier.onnx"
-    graph.save(graph.trace(step_model), path)
-    return path
+
+    def make(folder):
+        folder.mkdir()
+        graph.save(graph.trace(step_model), folder / "verifier.onnx")
+
+    return made_once("traced", make) / "verifier.onnx"

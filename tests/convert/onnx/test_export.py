@@ -47,7 +47,7 @@ def trusting(monkeypatch, ready):
 
 
 @pytest.mark.slow
-def test_export_is_checked_in_a_fresh_process(artifact):
+def test_export_is_checked_in_a_fresh_process(artifact, ready):
     told = []
     (record,) = export_onnx(artifact, precisions=["fp32"], progress=told.append)
     assert record.parity["logits"] < 1e-5

@@ -61,8 +61,12 @@ def test_damage_is_seen(tiny_artifact, traced, tmp_path, change):
     assert result.largest > 1e-4
 
 
-def test_a_process_that_dies_is_an_error(tmp_path):
-    with pytest.raises(ParityError, match="the parity check died"):
+def test_a_process_that_dies_is_an_error(tmp_path, monkeypatch):
+    dying = tmp_path / "python"
+    dying.write_text("#!/bin/sh\necho 'Illegal instruction' >&2\nkill -ILL $$\n")
+    dying.chmod(0o755)
+    monkeypatch.setattr(parity.sys, "executable", str(dying))
+    with pytest.raises(ParityError, match="the parity check died: Illegal instruction"):
         parity.compare_in_subprocess(tmp_path, tmp_path / "missing.onnx")
 
 
