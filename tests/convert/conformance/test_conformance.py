@@ -44,7 +44,7 @@ def test_every_method_agrees_or_is_refused_with_a_reason(preset, one_thread):
         }
 
 
-@pytest.mark.slow
+@pytest.mark.long  # with one that a reader adds, it agrees in test_adding_a_method.py
 def test_onnxruntime_agrees(one_thread):
     subject = Subject(family="gpt2", kind="decoder", preset="augmented", forms=("onnxruntime",))
     cells = measure_subject(subject)

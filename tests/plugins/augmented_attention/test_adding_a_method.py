@@ -90,6 +90,8 @@ def test_the_page_adds_a_method_with_mathematics_of_its_own(tmp_path):
     assert {cell["status"] for cell in cells} == {"ok", "absent"}
     agreeing = {cell["form"] for cell in cells if cell["status"] == "ok"}
     assert agreeing == {"reference", "training", "generate", "step", "onnxruntime"}
+    calls = {cell["scenario"] for cell in cells if (cell["form"], cell["status"]) == ("onnxruntime", "ok")}
+    assert calls >= {"prefill", "chunked prefill", "decode", "chain", "tree", "batch"}
     assert answer["settings"]["feature_map"] == "squares"
     assert answer["finite"]
 

@@ -229,10 +229,10 @@ def test_head_layouts(name, sizes, library):
     twin.trees(40, 2)
 
 
-@pytest.mark.parametrize("name", ["augmented", "softmax-hedgehog"])
-def test_two_thousand_steps(name, library):
+@pytest.mark.parametrize(("name", "steps"), [("augmented", 600), ("softmax-hedgehog", 2000)])
+def test_many_steps(name, steps, library):
     twin = Twin(library, settings_of(name), Sizes(), in_place=True)
-    for _ in range(2000):
+    for _ in range(steps):
         twin.chain(1)
 
 
