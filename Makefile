@@ -9,10 +9,14 @@ TORCH  ?= torch==2.13.0
 # Which ONNX Runtime: cpu or gpu (never both).
 EXTRA  ?= cpu
 MODEL  ?=
-PYTEST_ARGS ?= -n 2
+# Each process begins with a half of its own: what the tests of a folder share is made once.
+PYTEST_ARGS ?= -n 2 --dist worksteal
 
 export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM := false
+
+# mypy takes a minute on one core: the tests run beside it.
+MAKEFLAGS += --jobs=2
 
 .PHONY: help setup demo test lint typecheck imports pytest format build clean
 
