@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import sdpa_mask
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lineahead.plugins.augmented_attention.huggingface.attention import operator_of
@@ -50,8 +51,10 @@ def expected_logits(
     """
     width = max(len(text) for text in texts)
     ids = torch.tensor([[*text, *[text[-1]] * (width - len(text))] for text in texts])
-    sources = torch.tensor([source] * len(texts))
-    inputs = {"input_ids": sources, "decoder_input_ids": ids} if source else {"input_ids": ids}
+    inputs: dict[str, Any] = {"input_ids": ids}
+    if source:  # read once: the reference is slow, and the rows would be equal
+        hidden = encoded(model, input_ids=torch.tensor([source])).expand(len(texts), -1, -1)
+        inputs = {"encoder_outputs": BaseModelOutput(hidden), "decoder_input_ids": ids}
     logits = model(**inputs, use_cache=False).logits.double().numpy()
     return {text: logits[row, : len(text)] for row, text in enumerate(texts)}
 

@@ -4,20 +4,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from operator_kernel_build import build_emulated
 
 from lineahead.errors import BackendError
-from lineahead.plugins.augmented_attention import native
 from lineahead.plugins.tensorrt.draft_kernels import LibraryDraftKernels
 
 HOST = SimpleNamespace(stream=0)
 
 
 @pytest.fixture(scope="module")
-def kernels(tmp_path_factory):
-    if native.find_compiler() is None:
-        pytest.skip("no C++ compiler")
-    return LibraryDraftKernels(build_emulated(tmp_path_factory.mktemp("emulated")))
+def kernels(emulated):
+    return LibraryDraftKernels(emulated())
 
 
 def choose(kernels, scores, names, nodes, place):
