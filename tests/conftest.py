@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,7 @@ def made_once(tmp_path_factory):
         with FileLock(folder.with_suffix(".lock")):
             if not folder.exists():
                 unfinished = folder.with_suffix(".unfinished")
+                shutil.rmtree(unfinished, ignore_errors=True)  # of a process that failed
                 make(unfinished)
                 unfinished.rename(folder)
         return folder

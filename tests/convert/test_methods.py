@@ -43,7 +43,7 @@ def test_checkpoint(name, source, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in CAUSAL]
+    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.long) for name in CAUSAL]
 )
 def test_exported_graph(name, source, tmp_path):
     artifact = converted(source, tmp_path / "artifact", name)
