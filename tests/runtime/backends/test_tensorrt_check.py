@@ -155,6 +155,18 @@ def test_what_is_as_hard_for_the_graph_itself_is_allowed(judge, monkeypatch, tmp
     assert wrong.difference > 10 * wrong.allowed
 
 
+@pytest.mark.parametrize("overflows", ["engine", "graph"])
+def test_what_is_not_finite_excuses_nothing(overflows, judge, monkeypatch):
+    """An engine without finite results is refused in any case; a graph without them is no measure."""
+    monkeypatch.setitem(check.BOUND, "fp16", 1e-5)
+    spreads = iter([np.inf, np.inf] if overflows == "engine" else [1e-3, np.inf] * 2)
+    monkeypatch.setattr(check, "_furthest", lambda *_: next(spreads))
+    found = judge(8192, narrow=False, twin=lambda *_: "the graph")
+    assert found.allowed == 1e-5
+    with pytest.raises(ParityError):
+        check.require(found, "an engine")
+
+
 def test_the_graph_itself_is_not_asked_where_the_engine_is_near(judge):
     def own(*ports):
         raise AssertionError
