@@ -101,7 +101,7 @@ class Creator final : public IPluginCreatorV3One {
 }  // namespace
 
 tensorrt::AnyCreator* creator(int32_t index) {
-  static Creator all[kKinds] = {Creator(kFusions[0]), Creator(kFusions[1]), Creator(kFusions[2]), Creator(kFusions[3]), Creator(kFusions[4])};
+  static std::vector<Creator> all(kFusions, kFusions + kKinds);
   return &all[index];
 }
 
