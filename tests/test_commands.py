@@ -215,6 +215,14 @@ def test_eval_puts_the_teacher_beside_the_student_and_remembers(run, artifact, t
     assert [one["file"] for one in kept] == ["fox.txt"]
 
 
+@pytest.mark.parametrize("where", [("--backend", "tensorrt", "--precision", "fp16"), ("--device", "cuda")])
+def test_bench_of_a_gpu_that_is_not_there_names_the_cure(run, artifact, where, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    result = run("bench", artifact, *where)
+    assert result.exit_code == errors.BackendError.exit_code
+    assert "cuda-python" in result.stderr
+
+
 def test_bench_reports_ratios(run, artifact):
     sizes = ("--context", 16, "--context", 48, "--samples", 2, "--threads", 1)
     result = run("bench", artifact, *sizes, "--json")

@@ -61,7 +61,7 @@ class CudaDevice:
             BackendError: when cuda-python or a device is missing.
         """
         cure = "Run `pip install cuda-python`."
-        with needs_package("the TensorRT backend needs cuda-python", cure, BackendError):
+        with needs_package("GPUs are reached through cuda-python, which is missing", cure, BackendError):
             from cuda.bindings import runtime
         self._api: Any = runtime
         self._call("cudaSetDevice", 0)

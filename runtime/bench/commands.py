@@ -7,7 +7,8 @@ import click
 
 from lineahead.errors import InputError
 from lineahead.recipes.console import (
-    PRECISION,
+    DECODED,
+    DEVICE,
     artifact_argument,
     draft_model_options,
     json_option,
@@ -36,13 +37,14 @@ def bench() -> None:
 @artifact_argument
 @click.option("--context", "contexts", multiple=True, type=int, help="Context length (may be repeated).")
 @click.option("--ignore-position-limit", is_flag=True, help="Time contexts past the position limit.")
-@click.option("--precision", "precisions", multiple=True, type=PRECISION, help="Graph to measure.")
+@click.option("--precision", "precisions", multiple=True, type=DECODED, help="Graph or engine to measure.")
 @click.option(
     "--backend",
     type=click.Choice(("onnxruntime", "tensorrt")),
     default="onnxruntime",
     help="What runs the graph.",
 )
+@click.option("--device", "provider", type=DEVICE, default="cpu", help="Where ONNX Runtime runs it.")
 @click.option("--threads", default=2, help="Threads of every program measured.")
 @click.option("--text", type=click.Path(path_type=Path), help="Text that fills the context.")
 @click.option(

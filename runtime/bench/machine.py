@@ -15,15 +15,15 @@ from lineahead.runtime.bench.bandwidth import read_bandwidth_gb_s
 TENSORRT = "tensorrt"
 
 
-def machine(threads: int, backend: str) -> dict[str, Any]:
-    """The processor and what its memory gives; for TensorRT the GPU and what a copy there moves, too.
+def machine(threads: int, *, gpu: bool) -> dict[str, Any]:
+    """The processor and what its memory gives; the GPU and what a copy there moves, too, if one is measured.
 
     Args:
         threads: of the measurement.
-        backend: ``onnxruntime`` or ``tensorrt``.
+        gpu: whether a GPU is measured.
 
     Raises:
-        BackendError: when a GPU is wanted and there is none.
+        BackendError: when there is no GPU, or no cuda-python.
     """
     found: dict[str, Any] = {
         "processor": processor(),
@@ -31,7 +31,7 @@ def machine(threads: int, backend: str) -> dict[str, Any]:
         "threads": threads,
         "read_bandwidth_gb_s": read_bandwidth_gb_s(threads),
     }
-    if backend == TENSORRT:
+    if gpu:
         from lineahead.plugins.tensorrt.cuda import CudaDevice
         from lineahead.runtime.bench.tensorrt_process import copy_bandwidth
 

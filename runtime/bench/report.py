@@ -7,10 +7,10 @@ from typing import Any
 
 from lineahead.errors import InputError
 from lineahead.runtime.artifact import read_artifact
-from lineahead.runtime.backends.ort_library import share_threads
+from lineahead.runtime.backends.ort_library import Provider, share_threads
 from lineahead.runtime.bench.baselines import Baseline, llama_cpp, transformers_fp32
 from lineahead.runtime.bench.context import decode_cost, verify_cost
-from lineahead.runtime.bench.machine import engine_machine, graph_bytes, machine
+from lineahead.runtime.bench.machine import TENSORRT, engine_machine, graph_bytes, machine
 from lineahead.runtime.bench.prompts import read_prompts
 from lineahead.runtime.bench.speculation import speculation
 from lineahead.runtime.drafters import Drafter, LookupDrafter
@@ -30,6 +30,7 @@ class BenchRequest:
         ignore_position_limit: time contexts past the length that the model's positions were made for.
         precisions: exported graphs, or engines, to measure.
         backend: ``onnxruntime`` or ``tensorrt``.
+        provider: ``cpu`` or ``cuda``, of ONNX Runtime.
         threads: threads of every program measured.
         text: tokens are read from this text; the prompts, when None.
         prompts: file of prompts for speculation: lines, or JSON lines with ``prompt``, ``text`` or ``turns``.
@@ -51,6 +52,7 @@ class BenchRequest:
     ignore_position_limit: bool = False
     precisions: tuple[str, ...] = ("fp32",)
     backend: str = "onnxruntime"
+    provider: Provider = "cpu"
     threads: int = 2
     text: Path | None = None
     prompts: Path | None = None
@@ -117,12 +119,17 @@ def bench(
     read_artifact(folder).require_decoder("bench")
     if request.draft_model is not None:
         share_threads(request.threads)
-    report = BenchReport(machine=machine(request.threads, request.backend))
+    gpu = request.backend == TENSORRT or request.provider == "cuda"
+    report = BenchReport(machine=machine(request.threads, gpu=gpu))
     tokens: list[int] = []
     for precision in request.precisions:
         progress(f"{precision}: loading")
         generator = Generator.load(
-            folder, backend=request.backend, precision=precision, threads=request.threads
+            folder,
+            backend=request.backend,
+            precision=precision,
+            provider=request.provider,
+            threads=request.threads,
         )
         limit = generator.position_limit(ignore=request.ignore_position_limit)
         request = replace(request, contexts=chosen_contexts(limit, request))

@@ -2,7 +2,8 @@
 
 ``python -m lineahead.runtime.bench.static_cache_process REQUEST.json`` prints one JSON object. The request is
 ``{"models": {"7B": {"hidden_size": 4096, ...}}, "calls": [["7B", batch, context], ...], "repeats": 20}``, and
-``"prompts": [["7B", tokens], ...]`` for the time of reading a prompt in one call.
+``"prompts": [["7B", tokens], ...]`` for the time of reading a prompt in one call, and
+``"generate": [["7B", context], ...]`` for that of a token of ``generate``, whose cache grows.
 Weights are random, since only time is asked for; attention goes over the whole cache, as long as the context.
 """
 
@@ -13,7 +14,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from lineahead.runtime.bench.transformers_process import token_seconds
+
 COPY_NUMBERS = 1 << 28
+GENERATED = 24
 
 
 def median_ms(torch: Any, work: Any, repeats: int) -> float:
@@ -112,6 +116,12 @@ def main() -> None:
                 found.append(
                     {"model": name, "prompt": tokens, "prompt_ms": prompt_ms(torch, model, tokens, 5)}
                 )
+                print(found[-1], file=sys.stderr, flush=True)
+        for which, context in request.get("generate", []):
+            if which == name:
+                prompt = torch.randint(model.config.vocab_size, (1, context), device="cuda")
+                seconds = token_seconds(model, prompt, GENERATED)
+                found.append({"model": name, "generate": context, "ms": 1e3 * statistics.median(seconds)})
                 print(found[-1], file=sys.stderr, flush=True)
         del model
         torch.cuda.empty_cache()

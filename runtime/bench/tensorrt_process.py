@@ -76,12 +76,16 @@ class StepBench:
         self._carried = carried_tensors(tensors)
         self._widths = tensors[LOGITS].shape[-1], tensors[HIDDEN_STATES].shape[-1]
         self._random = np.random.default_rng(0)
+        self._drawn: dict[tuple[tuple[int, ...], str], np.ndarray[Any, Any]] = {}
         self._weights = {name: self._weight(one) for name, one in tensors.items() if name.startswith(WEIGHT)}
 
     def _weight(self, tensor: Tensor) -> int:
-        """Random numbers for a weight that the engine takes as an input."""
-        numbers = self._random.standard_normal(tensor.shape, np.float32) * DEVIATION
-        raw = narrowed(numbers, tensor.dtype)
+        """Random numbers for a weight that the engine takes as an input, the same for all of one shape."""
+        key = (tensor.shape, tensor.dtype)
+        if key not in self._drawn:
+            numbers = self._random.standard_normal(tensor.shape, np.float32) * DEVIATION
+            self._drawn[key] = narrowed(numbers, tensor.dtype)
+        raw = self._drawn[key]
         address = self.device.allocate(raw.nbytes)
         self.device.upload(address, raw)
         self.device.synchronize()

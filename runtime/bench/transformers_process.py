@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 
-class _Clock:
+class Clock:
     """A streamer that notes when each token arrives."""
 
     def __init__(self) -> None:
@@ -25,6 +25,27 @@ class _Clock:
         """Called once at the end."""
 
 
+def token_seconds(model: Any, prompt: Any, count: int) -> list[float]:
+    """Seconds of each of `count` greedy tokens of ``generate``; prefill and first token are left out.
+
+    Args:
+        model: of transformers.
+        prompt: token ids ``[1, T]`` on the model's device.
+        count: tokens that are timed.
+    """
+    clock = Clock()
+    model.generate(
+        prompt,
+        attention_mask=prompt.new_ones(prompt.shape),
+        max_new_tokens=count + 2,
+        min_new_tokens=count + 2,
+        do_sample=False,
+        streamer=clock,
+    )
+    arrivals = clock.times[2:]  # the prompt, then the prefill's token
+    return [after - before for before, after in itertools.pairwise(arrivals)]
+
+
 def main() -> None:
     """Read the request ``{tokens, contexts, samples, threads}`` and print ``{model, costs}``."""
     import torch
@@ -36,17 +57,7 @@ def main() -> None:
     tokens, costs = torch.tensor(request["tokens"]), []
     for context in request["contexts"]:
         prompt = tokens[torch.arange(context) % len(tokens)][None]
-        clock = _Clock()
-        model.generate(
-            prompt,
-            attention_mask=torch.ones_like(prompt),
-            max_new_tokens=request["samples"] + 2,
-            min_new_tokens=request["samples"] + 2,
-            do_sample=False,
-            streamer=clock,
-        )
-        arrivals = clock.times[2:]  # the prompt, then the prefill's token
-        costs.append([after - before for before, after in itertools.pairwise(arrivals)])
+        costs.append(token_seconds(model, prompt, request["samples"]))
     print(json.dumps({"model": type(model).__name__, "version": transformers.__version__, "seconds": costs}))
 
 
