@@ -11,6 +11,7 @@ from lineahead.runtime.artifact import read_artifact
 from lineahead.runtime.backends.tensorrt import TensorRTSession
 from lineahead.runtime.backends.trt_drafts import ServedDraft
 from lineahead.runtime.backends.trt_steps import Served
+from lineahead.runtime.bench import report
 from lineahead.runtime.drafters import LookupDrafter, StepDrafter
 from lineahead.runtime.drafters.combined import CombinedDrafter
 from lineahead.runtime.drafters.in_step import InStepDrafter
@@ -395,3 +396,20 @@ def test_the_drafter_is_the_sessions_where_it_has_one(generator, drafting):
     assert isinstance(open_drafter(found, "recurrent", nodes=3, session=generator.session), InStepDrafter)
     assert open_drafter(found, "recurrent", nodes=3, session=generator.session).max_nodes == 3
     assert isinstance(open_drafter(found, "recurrent", nodes=3), RecurrentDrafter)
+
+
+def test_a_benchmark_has_plain_decoding_beside_drafts_within_steps(generator, monkeypatch, tmp_path):
+    monkeypatch.setattr(report.Generator, "load", classmethod(lambda cls, folder, **options: generator))
+    monkeypatch.setattr(report, "machine", lambda threads, *, gpu: {"gpu": gpu})
+    monkeypatch.setattr(report, "engine_machine", lambda backend: None)
+    monkeypatch.setattr(report, "graph_bytes", lambda *arguments: 1000)
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(PROMPTS))
+    request = report.BenchRequest(
+        contexts=(16,), precisions=("fp16",), backend="tensorrt", prompts=prompts, tokens=8, samples=2
+    )
+    found = report.bench(generator.artifact.folder, request)
+    assert found.machine == {"gpu": True}
+    assert found.decode["fp16"]["costs"][0]["median_ms"] > 0
+    names = {one["drafter"] for one in found.speculation["fp16"]["drafters"]}
+    assert names == {"lookup 5", "recurrent chain 5", "recurrent tree 5", "auto 5"}
