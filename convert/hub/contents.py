@@ -50,6 +50,8 @@ PARTS = (
     "tensorrt/*/*.json",
     "tensorrt/*/*.onnx",
     "tensorrt/*/*.onnx.data",
+    "tensorrt/*/*.safetensors",
+    "tensorrt/*/*.tokens.npy",
 )
 KEPT = (".gitattributes",)
 MAX_JSON = 100_000_000

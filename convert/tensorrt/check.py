@@ -1,7 +1,7 @@
 """Whether an engine says what the exported graph says in ONNX Runtime, on the script that judges exports."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,7 @@ def compare(
     precision: str,
     positions: int | None = None,
     twin: Twin | None = None,
+    weights: Mapping[str, int] | None = None,
 ) -> Verdict:
     """Run the script that judges exports on an engine and on ONNX Runtime.
 
@@ -70,6 +71,7 @@ def compare(
             of them, or the 8,192nd: angles of rotary embeddings in 16 bits pass at the first positions.
         twin: gives the graph that the engine was built from as a function of arrays. Asked only when the
             engine exceeds its bound: a case that is as hard for the graph itself says nothing of TensorRT.
+        weights: device addresses of those that the engine takes as inputs.
 
     Raises:
         BackendError: when ONNX Runtime is missing.
@@ -92,7 +94,7 @@ def compare(
         found: Sequence[Array] = session.run(None, dict(zip(names, arrays, strict=True)))
         return found
 
-    judged = engine_backend(engine, device, buckets, names, outputs)
+    judged = engine_backend(engine, device, buckets, names, outputs, weights)
     largest = max(one.nodes for one in buckets)
     script = cases((window,), vocabulary)
     if chains:  # the first case is a prompt in chunks, then single nodes
@@ -177,7 +179,12 @@ def require(found: Verdict, name: str) -> None:
 
 
 def engine_backend(
-    engine: Engine, device: Device, buckets: Sequence[Bucket], names: Sequence[str], outputs: Sequence[str]
+    engine: Engine,
+    device: Device,
+    buckets: Sequence[Bucket],
+    names: Sequence[str],
+    outputs: Sequence[str],
+    weights: Mapping[str, int] | None = None,
 ) -> Backend:
     """An engine as a function of arrays, in the order of the exported graph's inputs and outputs."""
 
@@ -199,7 +206,7 @@ def engine_backend(
             results=bucket.results,
             pending=max(previous, least, given["accept_index"].shape[1]),
         )
-        found = _Run(engine, device, sizes).run(given)
+        found = _Run(engine, device, sizes, weights or {}).run(given)
         found[LENGTH_OUT] = given[LENGTH_IN] + given["accept_count"]
         return [_cut(name, found[name], batch, nodes, results) for name in outputs]
 
@@ -215,8 +222,8 @@ def _cut(name: str, array: Array, batch: int, nodes: int, results: int) -> Array
 class _Run:
     """One run with buffers of its own."""
 
-    def __init__(self, engine: Engine, device: Device, sizes: Sizes) -> None:
-        self.engine, self.device, self.sizes = engine, device, sizes
+    def __init__(self, engine: Engine, device: Device, sizes: Sizes, weights: Mapping[str, int]) -> None:
+        self.engine, self.device, self.sizes, self.weights = engine, device, sizes, weights
         self.addresses: dict[str, int] = {}
 
     def run(self, given: dict[str, Array]) -> dict[str, Array]:
@@ -228,7 +235,9 @@ class _Run:
         self.addresses |= {name: start + offset for name, offset in offsets.items()}
         shapes, kept = dict(self.sizes.shapes()), [block]
         for name, tensor in self.engine.tensors.items():
-            if tensor.is_input and name not in CALL_INPUTS and name != LENGTH_IN:
+            if name in self.weights:
+                shapes[name] = tensor.shape
+            elif tensor.is_input and name not in CALL_INPUTS and name != LENGTH_IN:
                 shapes[name] = self._shape(tensor.shape, self.sizes.pending)
                 padded = np.zeros(shapes[name], np.float32)
                 padded[tuple(slice(0, size) for size in given[name].shape)] = given[name]
@@ -241,7 +250,7 @@ class _Run:
                 raw = np.zeros(int(np.prod(shape)) * BYTES[tensor.dtype], np.uint8)
                 self.addresses[name] = self.device.allocate(raw.nbytes)
                 found[name] = raw, (shape, tensor.dtype)
-        self.engine.prepare(self.sizes.profile, shapes, self.addresses)()
+        self.engine.prepare(self.sizes.profile, shapes, {**self.addresses, **self.weights})()
         for name, (raw, _) in found.items():
             self.device.download(raw, self.addresses[name])
         for address in {*self.addresses.values()} - {start + one for one in offsets.values() if one}:

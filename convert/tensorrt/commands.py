@@ -23,7 +23,7 @@ from lineahead.recipes.console import artifact_argument, json_option, note, show
     "buckets",
     multiple=True,
     metavar="BATCHxNODES",
-    help="Calls that get kernels of their own [default: 1 and 4 sequences, 1 to 64 nodes].",
+    help="Calls that get kernels of their own [default: 1x1, 1x8, 1x64, 4x8].",
 )
 @click.option(
     "--prefill",
@@ -37,17 +37,26 @@ from lineahead.recipes.console import artifact_argument, json_option, note, show
     type=click.Path(path_type=Path),
     help="liblineahead_plugins.so, built for this TensorRT.",
 )
-@click.option("--optimization-level", type=click.IntRange(0, 5), default=3, help="Of TensorRT's builder.")
+@click.option(
+    "--optimization-level",
+    type=click.IntRange(0, 5),
+    help="Of TensorRT's builder [default: 1 before TensorRT 10, else 3].",
+)
 @click.option("--cublas", is_flag=True, help="Let TensorRT 8.6 use cuBLAS, which must then be installed.")
 @click.option(
     "--fuse/--no-fuse",
-    default=False,
-    help="Use the library's fused operators between products [default: no].",
+    default=None,
+    help="Use the library's fused operators between products [default: before TensorRT 10].",
 )
 @click.option(
     "--draft/--no-draft",
     default=True,
     help="Also build an engine of the artifact's recurrent draft, if it has one [default: yes].",
+)
+@click.option(
+    "--outside",
+    is_flag=True,
+    help="Keep large weights in a file beside: built sooner, steps of one node slower (8.6: 15 %).",
 )
 @click.option("--detailed", is_flag=True, help="Keep layer names in the engine, for profiles.")
 @json_option

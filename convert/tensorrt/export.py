@@ -21,6 +21,7 @@ from lineahead.convert.tensorrt.draft_check import compare_draft, require_agreem
 from lineahead.convert.tensorrt.draft_graph import draft_graph, is_recurrent
 from lineahead.convert.tensorrt.fuse import fused_text
 from lineahead.convert.tensorrt.graph import engine_graph, save_for_engine
+from lineahead.convert.tensorrt.outside import save_weights, take_out
 from lineahead.convert.tensorrt.twin import twin
 from lineahead.errors import ArtifactError, ExportError, InputError
 from lineahead.plugins.augmented_attention.schema import DOMAIN, OP_TYPE
@@ -48,13 +49,14 @@ from lineahead.plugins.tensorrt.record import (
     engine_name,
     file_hash,
 )
+from lineahead.plugins.tensorrt.weights import upload_weights, weights_name
 from lineahead.recipes.files import scratch_folder
 from lineahead.recipes.manifest import read_manifest
 
 logger = logging.getLogger(__name__)
 
 MOST_RESULTS = 64
-DEFAULT_BUCKETS = ("1x1", "1x8", "1x16", "1x64", "4x1", "4x8", "4x64")
+DEFAULT_BUCKETS = ("1x1", "1x8", "1x64", "4x8")
 SOURCE, DRAFT_SOURCE = "onnx/verifier.onnx", "onnx/draft.onnx"
 STAGING = ".export-"
 Judge = Callable[[Path, TensorRTEngine], float]
@@ -79,19 +81,21 @@ class Options:
     Attributes:
         buckets: ``BATCHxNODES``, one optimisation profile each.
         prefill: the same for an engine that reads prompts only; none without.
-        optimization_level: of TensorRT's builder.
+        optimization_level: of TensorRT's builder; 1 before TensorRT 10 and 3 from there on when None.
         cublas: let TensorRT use cuBLAS.
         detailed: keep layer names in the engine.
-        fuse: use the plugin library's fused operators between products.
+        fuse: use the plugin library's fused operators between products; before TensorRT 10 when None.
+        outside: keep large weights of verifier and prefill engines in a file that they share.
         draft: build an engine of the artifact's recurrent draft, too, if it has one.
     """
 
     buckets: Sequence[str] = DEFAULT_BUCKETS
     prefill: Sequence[str] = ()
-    optimization_level: int = 3
+    optimization_level: int | None = None
     cublas: bool = False
     detailed: bool = False
-    fuse: bool = False
+    fuse: bool | None = None
+    outside: bool = False
     draft: bool = True
 
     def sizes(self, kind: str) -> tuple[Bucket, ...]:
@@ -165,6 +169,11 @@ class _Work:
     ) -> None:
         self.artifact, self.trt, self.device = artifact, trt, device
         self.options, self.report = options, report
+        # 8.6 fuses little by itself, and at level 3 a model of 2 G weights was not built after 17 minutes.
+        old = major(trt) < 10
+        self.fused = old if options.fuse is None else options.fuse
+        level = options.optimization_level
+        self.level = level if level is not None else 1 if old else 3
         self.machine = this_machine(trt, device)
         self.folder = artifact / FOLDER / self.machine.folder
         self.positions = read_manifest(artifact).model.max_position
@@ -175,9 +184,12 @@ class _Work:
         buckets, source = self.options.sizes(kind), self._source(kind)
         self.report(f"lower {source.name} to {precision}")
         model, judge = (self._draft if kind == DRAFT else self._verifier)(kind, precision)
-        if self.options.fuse:
+        if self.fused:
             self.report(fused_text(model.graph))
+        weights = weights_name(precision) if self.options.outside and kind != DRAFT else ""
         inputs = _input_shapes(model)
+        if weights:
+            save_weights(take_out(model.graph), staging / weights)
         save_for_engine(model, graph)
         del model
         request = BuildRequest(
@@ -186,7 +198,7 @@ class _Work:
             buckets=buckets,
             rows=self.options.rows,
             cache=self.folder / CACHE,
-            optimization_level=self.options.optimization_level,
+            optimization_level=self.level,
             cublas=self.options.cublas,
             detailed=self.options.detailed,
         )
@@ -195,7 +207,8 @@ class _Work:
         (staging / name).write_bytes(plan)
         self.report(f"compare {name} with ONNX Runtime")
         difference = judge(staging / name, TensorRTEngine(plan, self.device, trt=self.trt, log=log))
-        self._record(kind, precision, buckets, difference).write((staging / name).with_suffix(".json"))
+        record = self._record(kind, precision, buckets, difference, weights)
+        record.write((staging / name).with_suffix(".json"))
         for path in sorted(staging.iterdir()):
             os.replace(path, self.folder / path.name)
         final = replace(request, graph=self.folder / graph.name)
@@ -219,12 +232,15 @@ class _Work:
         chains, source, buckets = kind == PREFILL, self._source(kind), self.options.sizes(kind)
 
         def lowered() -> Any:
-            return engine_graph(source, precision, chain=chains, fused=self.options.fuse)
+            return engine_graph(source, precision, chain=chains, fused=self.fused)
 
         model = lowered()
         window = _window(model)
 
         def judge(path: Path, engine: TensorRTEngine) -> float:
+            weights: dict[str, int] = {}
+            if self.options.outside:
+                weights = upload_weights(path.with_name(weights_name(precision)), engine.tensors, self.device)
             with tempfile.TemporaryDirectory(dir=path.parent) as folder:
                 found = check.compare(
                     source,
@@ -236,7 +252,10 @@ class _Work:
                     precision=precision,
                     positions=self.positions,
                     twin=lambda *ports: twin(lowered(), Path(folder) / "twin.onnx", *ports),
+                    weights=weights,
                 )
+            for address in weights.values():
+                self.device.free(address)
             check.require(found, path.name)
             return found.difference
 
@@ -245,7 +264,7 @@ class _Work:
     def _draft(self, kind: str, precision: str) -> tuple[Any, Judge]:
         """The lowered draft, and what judges an engine of it and writes its tokens beside it."""
         source, buckets = self._source(kind), self.options.sizes(kind)
-        model, draft = draft_graph(source, precision, fused=self.options.fuse)
+        model, draft = draft_graph(source, precision, fused=self.fused)
 
         def judge(path: Path, engine: TensorRTEngine) -> float:
             difference, agreement = compare_draft(source, draft, engine, self.device, buckets)
@@ -261,7 +280,7 @@ class _Work:
         return model, judge
 
     def _record(
-        self, kind: str, precision: str, buckets: Sequence[Bucket], difference: float
+        self, kind: str, precision: str, buckets: Sequence[Bucket], difference: float, weights: str
     ) -> EngineRecord:
         return EngineRecord(
             kind=kind,
@@ -273,6 +292,7 @@ class _Work:
             graph_sha256=file_hash(self._source(kind)),
             buckets=tuple(buckets),
             difference=difference,
+            weights=weights,
         )
 
 

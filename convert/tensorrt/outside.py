@@ -4,7 +4,11 @@ TensorRT 8.6 spends 0.3 microseconds of one processor on every number of every w
 (``docs/notes/tensorrt.md``); what is given at run time costs a build nothing, and engines can share it.
 """
 
+from collections.abc import Mapping
+from pathlib import Path
+
 import onnx_ir as ir
+from safetensors.numpy import save_file
 
 from lineahead.plugins.step_graph import WEIGHT
 
@@ -35,3 +39,8 @@ def take_out(graph: ir.Graph, *, least: int = LEAST) -> dict[str, ir.TensorProto
         graph.inputs.append(value)
         found[value.name] = tensor
     return found
+
+
+def save_weights(weights: Mapping[str, ir.TensorProtocol], path: Path) -> None:
+    """Write what :func:`take_out` took out; ``plugins/tensorrt/weights.py`` reads it."""
+    save_file({name: tensor.numpy() for name, tensor in weights.items()}, path)

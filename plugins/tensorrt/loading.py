@@ -1,8 +1,8 @@
 """Opening an engine of an artifact, if it is for this GPU, TensorRT and plugin library."""
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +11,12 @@ import numpy.typing as npt
 from lineahead.errors import ArtifactError, BackendError
 from lineahead.plugins.step_graph import LOGITS
 from lineahead.plugins.tensorrt.choice import Choice, LibraryChoice
-from lineahead.plugins.tensorrt.cuda import CudaDevice
+from lineahead.plugins.tensorrt.cuda import CudaDevice, Device
 from lineahead.plugins.tensorrt.draft import SCORES, read_names
 from lineahead.plugins.tensorrt.draft_kernels import DraftKernels, LibraryDraftKernels
 from lineahead.plugins.tensorrt.engine import (
+    Engine,
+    Tensor,
     TensorRTEngine,
     load_plugins,
     tensorrt_module,
@@ -34,6 +36,7 @@ from lineahead.plugins.tensorrt.record import (
     file_hash,
     read_record,
 )
+from lineahead.plugins.tensorrt.weights import upload_weights
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +52,7 @@ class Opened:
         path: its file.
         choice: token choice on the device, of the same plugin library.
         chain: whether it serves chains only.
+        weights: device addresses of those that it takes as inputs.
     """
 
     engine: TensorRTEngine
@@ -57,6 +61,7 @@ class Opened:
     path: Path
     choice: Choice
     chain: bool = False
+    weights: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,17 +143,41 @@ def open_engines(
     library = found[0][0].parent / LIBRARY
     load_plugins(trt, library)
     log, choice = trt_logger(trt), LibraryChoice(library)
+    engines = [TensorRTEngine(path.read_bytes(), device, trt=trt, log=log) for path, _ in found]
+    weights = shared_weights([(record, path.parent) for path, record in found], engines, device)
     return [
         Opened(
-            engine=TensorRTEngine(path.read_bytes(), device, trt=trt, log=log),
+            engine=engine,
             device=device,
             record=record,
             path=path,
             choice=choice,
             chain=record.kind == PREFILL,
+            weights=addresses,
         )
-        for path, record in found
+        for (path, record), engine, addresses in zip(found, engines, weights, strict=True)
     ]
+
+
+def shared_weights(
+    found: Sequence[tuple[EngineRecord, Path]], engines: Sequence[Engine], device: Device
+) -> list[dict[str, int]]:
+    """Weights on the device for each engine, a file only once.
+
+    Args:
+        found: each engine's record and folder.
+        engines: the engines.
+        device: where.
+
+    Raises:
+        ArtifactError: when a file is missing or damaged, or lacks a weight.
+    """
+    wanted: dict[Path, dict[str, Tensor]] = {}
+    for (record, folder), engine in zip(found, engines, strict=True):
+        if record.weights:
+            wanted.setdefault(folder / record.weights, {}).update(engine.tensors)
+    on_device = {path: upload_weights(path, tensors, device) for path, tensors in wanted.items()}
+    return [on_device[folder / record.weights] if record.weights else {} for record, folder in found]
 
 
 def open_draft(artifact: Path, precision: str, verifier: Opened) -> OpenedDraft | None:

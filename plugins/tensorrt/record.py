@@ -63,6 +63,7 @@ class EngineRecord:
         graph_sha256: of the ONNX file it was made from.
         buckets: one per optimisation profile, in order.
         difference: largest difference from ONNX Runtime when it was checked, scaled.
+        weights: file beside it with the weights that it takes as inputs; empty when it holds them.
     """
 
     kind: str
@@ -74,6 +75,7 @@ class EngineRecord:
     graph_sha256: str
     buckets: tuple[Bucket, ...]
     difference: float = 0.0
+    weights: str = ""
 
     def write(self, path: Path) -> None:
         """Write it as JSON."""

@@ -105,7 +105,10 @@ class TensorRTSession(Session):
             device=f"{opened[0].record.card}, TensorRT {opened[0].record.tensorrt}",
         )
         logger.info("%s: %s", opened[0].path, info)
-        engines = [Served(engine=one.engine, buckets=one.record.buckets, chain=one.chain) for one in opened]
+        engines = [
+            Served(engine=one.engine, buckets=one.record.buckets, chain=one.chain, weights=one.weights)
+            for one in opened
+        ]
         found = open_draft(artifact.folder, precision, opened[0])
         draft = None
         if found is not None:
@@ -257,6 +260,7 @@ class TensorRTSession(Session):
                 side=self._memory.side,
                 choice=self._choice,
                 draft=draft,
+                weights=self._engines[sizes.engine].weights,
             )
         return self._steps[key]
 

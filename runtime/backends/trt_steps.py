@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -31,11 +31,13 @@ class Served:
         engine: of the step graph.
         buckets: of its profiles, in order.
         chain: whether it reads no ancestors, and serves chains only.
+        weights: device addresses of those that the engine takes as inputs.
     """
 
     engine: Engine
     buckets: tuple[Bucket, ...]
     chain: bool = False
+    weights: Mapping[str, int] = field(default_factory=dict)
 
 
 class Results:

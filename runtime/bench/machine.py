@@ -8,7 +8,7 @@ from typing import Any
 
 from lineahead.errors import ArtifactError, InputError
 from lineahead.plugins.tensorrt.loading import engine_path
-from lineahead.plugins.tensorrt.record import VERIFIER, Machine
+from lineahead.plugins.tensorrt.record import VERIFIER, Machine, read_record
 from lineahead.runtime.artifact import Artifact
 from lineahead.runtime.bench.bandwidth import read_bandwidth_gb_s
 
@@ -68,18 +68,26 @@ def graph_bytes(artifact: Artifact, precision: str, engines: Machine | None = No
     Raises:
         ArtifactError: when there is none.
     """
-    graph = artifact.graph(precision) if engines is None else _engine_graph(artifact, precision, engines)
+    if engines is None:
+        return _bytes(artifact.graph(precision))
+    engine = _engine(artifact, precision, engines)
+    weights = read_record(engine.with_suffix(".json")).weights
+    outside = engine.with_name(weights).stat().st_size if weights else 0
+    return _bytes(engine.with_suffix(".onnx")) + outside
+
+
+def _bytes(graph: Path) -> int:
     return sum(file.stat().st_size for file in graph.parent.glob(f"{graph.name}*"))
 
 
-def _engine_graph(artifact: Artifact, precision: str, engines: Machine) -> Path:
+def _engine(artifact: Artifact, precision: str, engines: Machine) -> Path:
     engine = engine_path(artifact.folder, engines, VERIFIER, precision)
     if not engine.is_file():
         raise ArtifactError(
             f"{artifact.folder}: no {precision} engine",
             hint=f"Run `lineahead export tensorrt {artifact.folder} --precision {precision}`.",
         )
-    return engine.with_suffix(".onnx")
+    return engine
 
 
 def processor() -> str:

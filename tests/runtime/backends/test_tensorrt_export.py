@@ -3,15 +3,29 @@
 import json
 from types import SimpleNamespace
 
+import numpy as np
+import onnx_ir as ir
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from lineahead.convert.tensorrt import export
 from lineahead.convert.tensorrt.draft_graph import draft_graph
 from lineahead.convert.tensorrt.graph import engine_graph, save_for_check
-from lineahead.errors import BackendError, ParityError
+from lineahead.convert.tensorrt.outside import take_out
+from lineahead.errors import ArtifactError, BackendError, ParityError
 from lineahead.plugins.tensorrt.draft import read_names
 from lineahead.plugins.tensorrt.draft_kernels import LibraryDraftKernels
+from lineahead.plugins.tensorrt.engine import Tensor
+from lineahead.plugins.tensorrt.loading import shared_weights
 from lineahead.plugins.tensorrt.record import DRAFT, Bucket, Machine, read_record
+from lineahead.plugins.tensorrt.weights import upload_weights
+from lineahead.runtime.artifact import read_artifact
+from lineahead.runtime.backends.tensorrt import TensorRTSession
+from lineahead.runtime.backends.trt_steps import Served
+from lineahead.runtime.generate import Generator
+from lineahead.runtime.sampling import SamplingParams
+from lineahead.runtime.tokenizer import Tokenizer
 
 MACHINE = Machine(sm="sm_90", tensorrt="8.6.1", card="a card")
 
@@ -110,3 +124,84 @@ def test_a_draft_engine_that_differs_is_not_kept_but_its_verifier_is(
     names = {path.name for path in (tmp_path / "tensorrt" / MACHINE.folder).iterdir()}
     assert "verifier_fp32.engine" in names
     assert not [one for one in names if one.startswith(DRAFT)]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_weights_outside_are_one_file_that_engines_read(
+    drafting, building, tensorrt_fakes, tmp_path, monkeypatch, precision
+):
+    device, taken = tensorrt_fakes.Device(), {}
+
+    def engine(plan, _, *, trt, log):
+        """What was parsed, in ONNX Runtime, its weights as inputs."""
+        request = building[-1]
+        model = engine_graph(
+            tmp_path / "onnx" / "verifier.onnx", precision, chain="prefill" in request.graph.name, fused=True
+        )
+        taken[request.graph.name] = set(take_out(model.graph, least=256))
+        save_for_check(model, tmp_path / f"{request.graph.name}.check.onnx")
+        return tensorrt_fakes.Engine(tmp_path / f"{request.graph.name}.check.onnx", device)
+
+    (tmp_path / "onnx").symlink_to(drafting / "onnx")
+    monkeypatch.setattr(export, "TensorRTEngine", engine)
+    monkeypatch.setattr(export, "CudaDevice", lambda: device)
+    monkeypatch.setattr(export, "take_out", lambda graph: take_out(graph, least=256))
+    options = export.Options(buckets=("1x1", "1x8"), prefill=("1x16",), draft=False, outside=True)
+    export.export_tensorrt(tmp_path, precisions=(precision,), options=options)
+    folder = tmp_path / "tensorrt" / MACHINE.folder
+    records = [read_record(folder / f"{kind}_{precision}.json") for kind in ("verifier", "prefill")]
+    assert {one.weights for one in records} == {f"weights_{precision}.safetensors"}
+    assert records[0].difference < {"fp32": 1e-5, "fp16": 2e-2}[precision]
+    assert len(taken) == 2
+    assert len({frozenset(names) for names in taken.values()}) == 1
+    with safe_open(folder / records[0].weights, "np") as file:
+        assert set(file.keys()) == taken[f"verifier_{precision}.onnx"]
+    graph = ir.load(folder / f"verifier_{precision}.onnx")
+    assert {value.name for value in graph.graph.inputs} >= taken[f"verifier_{precision}.onnx"]
+    engines = [
+        tensorrt_fakes.Engine(tmp_path / f"{kind}_{precision}.onnx.check.onnx", device)
+        for kind in ("verifier", "prefill")
+    ]
+    weights = shared_weights([(one, folder) for one in records], engines, device)
+    assert weights[0] == weights[1]
+    session = TensorRTSession(
+        [
+            Served(engine=one, buckets=record.buckets, chain=chain, weights=addresses)
+            for one, record, addresses, chain in zip(engines, records, weights, (False, True), strict=True)
+        ],
+        device,
+        identity=lambda: "x",
+        choice=tensorrt_fakes.Choice(),
+    )
+    found = read_artifact(drafting)
+    plain = Generator(found, session, Tokenizer(found.folder))
+    wanted = Generator.load(drafting)
+    params = SamplingParams(max_tokens=24, ignore_eos=True)
+    for text in ("abcabcabcabc" * 3, "x"):
+        texts = [one.generate([text], params)[0].tokens for one in (wanted, plain)]
+        assert texts[0] == texts[1] if precision == "fp32" else len(texts[1]) == 24
+
+
+def test_weights_that_are_missing_or_others_are_named(tensorrt_fakes, tmp_path):
+    device, path = tensorrt_fakes.Device(), tmp_path / "weights_fp16.safetensors"
+    tensor = Tensor(name="weight.a", dtype="float16", shape=(2, 3), is_input=True)
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        upload_weights(path, {tensor.name: tensor}, device)
+    for weights in ({"weight.b": np.zeros((2, 3), np.float16)}, {"weight.a": np.zeros((3, 2), np.float16)}):
+        save_file(weights, path)
+        with pytest.raises(ArtifactError, match=r"no weight.a of float16 \[2, 3\]"):
+            upload_weights(path, {tensor.name: tensor}, device)
+    path.write_bytes(b"damaged")
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        upload_weights(path, {tensor.name: tensor}, device)
+
+
+def test_what_is_left_open_depends_on_tensorrts_version(drafting, building, tmp_path, monkeypatch):
+    (tmp_path / "onnx").symlink_to(drafting / "onnx")
+    for version, level, fused in (("8.6.1", 1, True), ("10.13.0", 3, False)):
+        trt = SimpleNamespace(__version__=version)
+        monkeypatch.setattr(export, "tensorrt_module", lambda trt=trt: trt)
+        export.export_tensorrt(tmp_path, precisions=("fp32",), options=OPTIONS)
+        assert building[-1].optimization_level == level
+        graph = ir.load(tmp_path / "tensorrt" / MACHINE.folder / "verifier_fp32.onnx")
+        assert any(node.op_type == "AddRMSNorm" for node in graph.graph) == fused
