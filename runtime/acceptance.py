@@ -5,21 +5,20 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from lineahead.errors import InputError
-from lineahead.runtime.sampling import Probabilities, SamplingParams, distribution, draw
+from lineahead.runtime.sampling import Probabilities, SamplingParams, draw
 from lineahead.runtime.tree import Tree
 
 
 class Scores(Protocol):
-    """The target's logits at the nodes of one tree, fetched only for nodes on the accepted path."""
+    """What the target says at the nodes of one tree, fetched only for nodes on the accepted path."""
 
     def argmax(self, node: int) -> int:
         """Best next token after `node`."""
 
-    def logits(self, node: int) -> npt.NDArray[np.float32]:
-        """Logits ``[V]`` of the token after `node`."""
+    def distribution(self, node: int, params: SamplingParams) -> Probabilities:
+        """Probabilities ``[V]`` of the token after `node`, truncated."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +78,7 @@ def sampling(tree: Tree, scores: Scores, params: SamplingParams, random: np.rand
     path: list[int] = []
     node = 0
     while True:
-        target = distribution(scores.logits(node), params)
+        target = scores.distribution(node, params)
         if node in tree.draws:
             child, target = _try_drawn(tree, node, target, random)
             token = -1 if child is not None else draw(target, random.random())
@@ -141,7 +140,7 @@ def typical(epsilon: float = 0.3, delta: float = 0.09) -> Acceptance:
 
     def accept(tree: Tree, scores: Scores, params: SamplingParams, random: np.random.Generator) -> Accepted:
         def longest(node: int) -> tuple[int, ...]:
-            weights = distribution(scores.logits(node), params)
+            weights = scores.distribution(node, params)
             held = weights[weights > 0]
             threshold = min(epsilon, delta * float(np.exp((held * np.log(held)).sum())))
             paths = [
@@ -153,7 +152,7 @@ def typical(epsilon: float = 0.3, delta: float = 0.09) -> Acceptance:
 
         path = longest(0)
         last = path[-1] if path else 0
-        return Accepted(path=path, token=draw(distribution(scores.logits(last), params), random.random()))
+        return Accepted(path=path, token=draw(scores.distribution(last, params), random.random()))
 
     return accept
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from lineahead.errors import BackendError, LineaheadError
 from lineahead.runtime.constraint import Constraint
-from lineahead.runtime.sampling import SamplingParams
+from lineahead.runtime.sampling import Probabilities, SamplingParams, distribution, distribution_of_best
 from lineahead.runtime.session import Hidden, StepOutput
 from lineahead.runtime.tokenizer import TextStream
 from lineahead.runtime.tree import Tree
@@ -151,6 +151,14 @@ class RowScores:
         if not np.isfinite(scores[best]):
             raise BackendError("every next token is forbidden", hint="Loosen logit_bias or the format.")
         return best
+
+    def distribution(self, node: int, params: SamplingParams) -> Probabilities:
+        """Probabilities ``[V]`` after `node`; of the best tokens alone where the backend chooses them."""
+        if self._plain(node) and params.top_k and not params.greedy:
+            found = self.output.best(self.batch_row, node, params.top_k)
+            if found is not None:
+                return distribution_of_best(*found, params)
+        return distribution(self.logits(node), params)
 
     def logits(self, node: int) -> npt.NDArray[np.float32]:
         """Logits ``[V]`` after `node`."""

@@ -78,25 +78,52 @@ def distribution(logits: npt.NDArray[np.floating], params: SamplingParams) -> Pr
         BackendError: when the logits are not numbers.
     """
     best = int(logits.argmax())
-    if not np.isfinite(logits[best]):
-        raise BackendError(
-            f"the model returned {logits[best]} as its best logit",
-            hint="Check the weights: `lineahead verify` and `lineahead doctor`.",
-        )
+    _require_number(logits[best])
     result = np.zeros(len(logits))
     if params.greedy:
         result[best] = 1.0
         return result
     kept = _best(logits, params.top_k) if 0 < params.top_k < len(logits) else None
-    scores = (logits if kept is None else logits[kept]).astype(np.float64)
-    weights = np.exp((scores - float(logits[best])) / params.temperature)
-    weights /= weights.sum()
-    if params.top_p < 1:
-        weights = _nucleus(weights, params.top_p)
+    weights = _weights(logits if kept is None else logits[kept], logits[best], params)
     if kept is None:
         return weights
     result[kept] = weights
     return result
+
+
+def distribution_of_best(
+    tokens: npt.NDArray[np.int64], scores: npt.NDArray[np.floating], width: int, params: SamplingParams
+) -> Probabilities:
+    """:func:`distribution` from the ``params.top_k`` best tokens alone, to the last bit.
+
+    Args:
+        tokens: ``[top_k]``, best first; among equals, the first.
+        scores: their logits.
+        width: of the vocabulary.
+        params: of the request, which samples.
+
+    Raises:
+        BackendError: when the logits are not numbers.
+    """
+    _require_number(scores[0])
+    order = np.argsort(tokens)
+    result = np.zeros(width)
+    result[tokens[order]] = _weights(scores[order], scores[0], params)
+    return result
+
+
+def _require_number(best: np.floating) -> None:
+    if not np.isfinite(best):
+        raise BackendError(
+            f"the model returned {best} as its best logit",
+            hint="Check the weights: `lineahead verify` and `lineahead doctor`.",
+        )
+
+
+def _weights(scores: npt.NDArray[np.floating], best: np.floating, params: SamplingParams) -> Probabilities:
+    weights = np.exp((scores.astype(np.float64) - float(best)) / params.temperature)
+    weights /= weights.sum()
+    return _nucleus(weights, params.top_p) if params.top_p < 1 else weights
 
 
 def _candidates(values: npt.NDArray[np.floating], count: int) -> npt.NDArray[np.int64]:

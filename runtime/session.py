@@ -68,6 +68,13 @@ class StepOutput:
             )
         return best
 
+    def best(self, row: int, result: int, count: int) -> tuple[Ints, Floats, int] | None:
+        """The best `count` tokens of one result, best first, their logits, and V.
+
+        None where the backend does not choose them: take :meth:`scores`.
+        """
+        return None
+
     def scores(self, row: int, result: int) -> Floats:
         """Logits ``[V]`` of one result."""
         scores: Floats = self.logits[row, result]

@@ -1,4 +1,4 @@
-"""The best token of every result, chosen on the device, so that only token ids cross the bus."""
+"""The best tokens of every result, chosen on the device: only their ids and scores cross the bus."""
 
 import ctypes
 from pathlib import Path
@@ -11,7 +11,8 @@ from lineahead.errors import BackendError
 from lineahead.plugins.tensorrt.cuda import Device
 
 Keys = npt.NDArray[np.uint64]
-SYMBOL = "lineahead_best_tokens"
+SYMBOL, TOP_SYMBOL = "lineahead_best_tokens", "lineahead_top_tokens"
+MOST_TOP = 64
 
 
 class Choice(Protocol):
@@ -28,21 +29,46 @@ class Choice(Protocol):
             device: whose stream.
         """
 
+    def enqueue_top(self, logits: int, keys: int, rows: int, width: int, count: int, device: Device) -> None:
+        """Enqueue the best `count` of each row, largest first.
+
+        Args:
+            logits: address of ``[rows, width]`` float32.
+            keys: address of ``[rows, count]`` uint64.
+            rows: how many.
+            width: vocabulary.
+            count: at most MOST_TOP and `width`.
+            device: whose stream.
+        """
+
+
+class _TopTokens(ctypes.Structure):
+    _fields_ = (
+        ("rows", ctypes.c_int32),
+        ("width", ctypes.c_int32),
+        ("count", ctypes.c_int32),
+        ("logits", ctypes.c_void_p),
+        ("keys", ctypes.c_void_p),
+    )
+
 
 class LibraryChoice:
-    """The kernel in the plugin library (``csrc/cuda/best_tokens.cu``)."""
+    """The kernels in the plugin library (``best_tokens.cu``, ``top_tokens.cu``)."""
 
     def __init__(self, library: Path) -> None:
         """Open the library.
 
         Raises:
-            BackendError: when it has no such kernel.
+            BackendError: when it has no such kernels.
         """
         try:
-            self._function: Any = getattr(ctypes.CDLL(str(library)), SYMBOL)
+            opened = ctypes.CDLL(str(library))
+            self._function: Any = getattr(opened, SYMBOL)
+            self._top: Any = getattr(opened, TOP_SYMBOL)
         except (OSError, AttributeError) as error:
             raise BackendError(
-                f"{library}: no kernel {SYMBOL}: {error}", hint="Build the plugin library again."
+                f"{library}: no kernels that choose tokens: {error}",
+                hint="Build it and the engines again: `lineahead plugin build`, `lineahead export tensorrt`.",
             ) from error
         self._function.argtypes = [
             ctypes.c_void_p,
@@ -58,6 +84,13 @@ class LibraryChoice:
         code = self._function(logits, keys, rows, width, device.stream)
         if code:
             raise BackendError(f"{SYMBOL} failed with CUDA error {code}", hint="Run it again with -v.")
+
+    def enqueue_top(self, logits: int, keys: int, rows: int, width: int, count: int, device: Device) -> None:
+        """Enqueue it."""
+        call, message = _TopTokens(rows, width, count, logits, keys), ctypes.create_string_buffer(256)
+        stream, size = ctypes.c_void_p(device.stream), ctypes.c_size_t(len(message))
+        if self._top(ctypes.byref(call), stream, message, size):
+            raise BackendError(f"{TOP_SYMBOL}: {message.value.decode()}", hint="Run it again with -v.")
 
 
 def tokens_of(keys: Keys) -> npt.NDArray[np.int64]:

@@ -74,7 +74,8 @@ class TensorRTSession(Session):
         self._memories: dict[int, Memory] = {}
         self._results: dict[tuple[int, int], Results] = {}
         self._draftings: dict[int, Drafting] = {}
-        self._steps: dict[tuple[Sizes, int, int], Step] = {}
+        self._steps: dict[tuple[Sizes, int, int, bool], Step] = {}
+        self._top_wanted = False
         self._last: DeviceOutput | None = None
         self.identity = identity
         self.info = info or SessionInfo(backend="tensorrt", implementation="plugin", device="cuda")
@@ -208,6 +209,7 @@ class TensorRTSession(Session):
             )
         room = nodes if draft is None else max(nodes, draft.count + 1)
         step = self._step(self._sizes(room, count, inputs), draft)
+        self._top_wanted = False
         if self._last is not None:
             self._last.expire()
         call: dict[str, Array] = {
@@ -223,9 +225,19 @@ class TensorRTSession(Session):
         memory.side, memory.nodes, self._nodes = 1 - memory.side, step.sizes.nodes, nodes
         self._length = self._length + inputs.accept_count
         self._last = DeviceOutput(
-            self._device, step.results, batch=batch, count=count, chosen=self._choice is not None
+            self._device,
+            step.results,
+            batch=batch,
+            count=count,
+            chosen=self._choice is not None,
+            ask=partial(self._top_keys, step),
         )
         return step, self._last
+
+    def _top_keys(self, step: Step) -> npt.NDArray[np.uint64] | None:
+        """The best tokens of a step; the next one chooses them in its graph."""
+        self._top_wanted = True
+        return step.top_keys()
 
     def _sizes(self, nodes: int, results: int, inputs: StepInput) -> Sizes:
         """What a call is padded to, and which engine takes it: the first that can."""
@@ -246,7 +258,8 @@ class TensorRTSession(Session):
         )
 
     def _step(self, sizes: Sizes, draft: Draft | None) -> Step:
-        key = sizes, self._memory.side, 0 if draft is None else draft.count
+        top = self._top_wanted and self._choice is not None
+        key = sizes, self._memory.side, 0 if draft is None else draft.count, top
         if key not in self._steps:
             place = sizes.batch, sizes.results
             if place not in self._results:
@@ -260,6 +273,7 @@ class TensorRTSession(Session):
                 side=self._memory.side,
                 choice=self._choice,
                 draft=draft,
+                top=top,
                 weights=self._engines[sizes.engine].weights,
             )
         return self._steps[key]

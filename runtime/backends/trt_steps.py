@@ -11,16 +11,17 @@ import numpy.typing as npt
 from lineahead.errors import BackendError
 from lineahead.plugins.step_graph import HIDDEN_STATES, LOGITS, WEIGHT
 from lineahead.plugins.tensorrt.call import Sizes, fill
-from lineahead.plugins.tensorrt.choice import Choice, scores_of, tokens_of
+from lineahead.plugins.tensorrt.choice import MOST_TOP, Choice, scores_of, tokens_of
 from lineahead.plugins.tensorrt.cuda import Device
 from lineahead.plugins.tensorrt.engine import Engine
 from lineahead.plugins.tensorrt.record import Bucket
 from lineahead.runtime.backends.trt_drafts import Drafting
 from lineahead.runtime.backends.trt_memory import Memory
-from lineahead.runtime.session import Floats, HeldRow, StepOutput
+from lineahead.runtime.session import Floats, HeldRow, Ints, StepOutput
 
 logger = logging.getLogger(__name__)
 Array = npt.NDArray[Any]
+TopKeys = Callable[[], npt.NDArray[np.uint64] | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,8 @@ class Results:
         hidden: device address, ``[B, R, E]`` float32.
         best: device address of the chosen tokens, one 64-bit key each.
         keys: the same on the host, ``[B, R]``.
+        top: device address of the best tokens, once they were wanted.
+        top_keys: the same on the host, ``[B, R, K]``.
     """
 
     def __init__(self, device: Device, batch: int, results: int, widths: tuple[int, int]) -> None:
@@ -57,6 +60,15 @@ class Results:
         self.hidden = device.allocate(batch * results * widths[1] * 4)
         self.best = device.allocate(batch * results * 8)
         self.keys = device.pinned(batch * results * 8).view(np.uint64).reshape(batch, results)
+        self.top, self.top_keys = 0, np.zeros((batch, results, 0), np.uint64)
+
+    def hold_top(self, device: Device) -> None:
+        """Allocate room for the best tokens."""
+        if not self.top:
+            shape = (*self.shape, min(MOST_TOP, self.widths[0]))
+            size = shape[0] * shape[1] * shape[2] * 8
+            self.top = device.allocate(size)
+            self.top_keys = device.pinned(size).view(np.uint64).reshape(shape)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +105,7 @@ class Step:
         side: int,
         choice: Choice | None,
         draft: Draft | None = None,
+        top: bool = False,
         weights: Mapping[str, int] | None = None,
     ) -> None:
         """Prepare; nothing runs yet.
@@ -106,13 +119,16 @@ class Step:
             side: which pending set it reads.
             choice: of tokens on the device.
             draft: what drafts before it verifies.
+            top: whether the best tokens of every result are chosen, too.
             weights: addresses of weights that the engine takes as inputs.
         """
         self.sizes, self.results, self._device = sizes, results, device
         offsets, total = sizes.offsets()
         self._host, self._block = device.pinned(total), device.allocate(total)
         self._views = sizes.views(self._host)
-        self._choice = choice
+        self._choice, self._top = choice, top
+        if top:
+            results.hold_top(device)
         shapes: dict[str, tuple[int, ...]] = dict(sizes.shapes())
         for name, tensor in engine.tensors.items():
             if name.startswith(WEIGHT):
@@ -167,6 +183,24 @@ class Step:
             rows = results.shape[0] * results.shape[1]
             self._choice.enqueue(results.logits, results.best, rows, results.widths[0], self._device)
             self._device.fetch(results.keys, results.best)
+            if self._top:
+                self._choose_top(self._choice)
+
+    def _choose_top(self, choice: Choice) -> None:
+        results = self.results
+        rows, count = results.shape[0] * results.shape[1], results.top_keys.shape[-1]
+        choice.enqueue_top(results.logits, results.top, rows, results.widths[0], count, self._device)
+        self._device.fetch(results.top_keys, results.top)
+
+    def top_keys(self) -> npt.NDArray[np.uint64] | None:
+        """The best tokens of every result of the last :meth:`run`; None without a choice on the device."""
+        if self._choice is None:
+            return None
+        if not self._top:
+            self.results.hold_top(self._device)
+            self._choose_top(self._choice)
+            self._device.synchronize()
+        return self.results.top_keys
 
 
 class DeviceOutput(StepOutput):
@@ -178,8 +212,19 @@ class DeviceOutput(StepOutput):
     _tokens: npt.NDArray[np.int64] | None
     _scores: Floats | None
     _fresh: bool
+    _ask: TopKeys
+    _top: npt.NDArray[np.uint64] | None
 
-    def __init__(self, device: Device, results: Results, *, batch: int, count: int, chosen: bool) -> None:
+    def __init__(
+        self,
+        device: Device,
+        results: Results,
+        *,
+        batch: int,
+        count: int,
+        chosen: bool,
+        ask: TopKeys = lambda: None,
+    ) -> None:
         """Describe results that are on the device until the next step.
 
         Args:
@@ -188,6 +233,7 @@ class DeviceOutput(StepOutput):
             batch: sequences that are no padding.
             count: results a sequence that are no padding.
             chosen: whether the best tokens have been fetched.
+            ask: gives the best tokens of every result.
         """
         set_ = object.__setattr__
         set_(self, "_device", device)
@@ -196,16 +242,21 @@ class DeviceOutput(StepOutput):
         set_(self, "_tokens", tokens_of(results.keys) if chosen else None)
         set_(self, "_scores", scores_of(results.keys) if chosen else None)
         set_(self, "_fresh", True)
+        set_(self, "_ask", ask)
+        set_(self, "_top", None)
 
     def expire(self) -> None:
         """The buffers belong to the next step now."""
         object.__setattr__(self, "_fresh", False)
 
-    def _fetch(self, address: int, shape: tuple[int, ...]) -> Floats:
+    def _require_fresh(self) -> None:
         if not self._fresh:
             raise BackendError(
                 "results of a step were asked for after the next step", hint="Copy what is needed in time."
             )
+
+    def _fetch(self, address: int, shape: tuple[int, ...]) -> Floats:
+        self._require_fresh()
         found = np.empty(shape, np.float32)
         self._device.download(found, address)
         return found
@@ -237,6 +288,19 @@ class DeviceOutput(StepOutput):
         if not np.isfinite(score):
             raise _not_numbers(score)
         return int(self._tokens[row, result])
+
+    def best(self, row: int, result: int, count: int) -> tuple[Ints, Floats, int] | None:
+        """The best tokens, chosen on the device; as :meth:`StepOutput.best`."""
+        width = self._results.widths[0]
+        if not 0 < count <= min(MOST_TOP, width):
+            return None
+        self._require_fresh()
+        if self._top is None:
+            object.__setattr__(self, "_top", self._ask())
+        if self._top is None:
+            return None
+        keys = self._top[row, result, :count]
+        return tokens_of(keys), scores_of(keys), width
 
     def hold(self, row: int, result: int) -> HeldRow:
         """The hidden state of one result, where it is."""

@@ -16,18 +16,10 @@ VOCAB, SAMPLES = 6, 20_000
 PARAMS = SamplingParams(temperature=0.9, top_k=5, top_p=0.95)
 
 
-@pytest.fixture(autouse=True)
-def remembered(monkeypatch):
-    """The same few distributions are asked for again and again."""
-    memory = {}
-
-    def remember(logits, params):
-        key = (logits.tobytes(), params)
-        if key not in memory:
-            memory[key] = distribution(logits, params)
-        return memory[key]
-
-    monkeypatch.setattr(acceptance, "distribution", remember)
+@functools.cache
+def target_distribution(path, seed, params):
+    """The same few are asked for again and again."""
+    return distribution(target_logits(path, seed), params)
 
 
 class Target:
@@ -43,11 +35,11 @@ class Target:
             node = self.tree.parents[node]
         return tuple(tokens)
 
-    def logits(self, node):
-        return target_logits(self.path(node), self.seed)
+    def distribution(self, node, params):
+        return target_distribution(self.path(node), self.seed, params)
 
     def argmax(self, node):
-        return int(self.logits(node).argmax())
+        return int(target_logits(self.path(node), self.seed).argmax())
 
 
 @functools.cache
@@ -83,7 +75,7 @@ def emitted(make_tree, params, accept=sampling, length=2, samples=SAMPLES, seed=
         tree = make_tree(random)
         tokens = accept(tree, Target(tree), params, random).tokens(tree)[:length]
         while len(tokens) < length:
-            p = acceptance.distribution(target_logits(tuple(tokens)), params)
+            p = target_distribution(tuple(tokens), 0, params)
             tokens.append(draw(p, random.random()))
         key = tuple(tokens)
         counts[key] = counts.get(key, 0) + 1

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from lineahead.errors import BackendError, InputError
-from lineahead.runtime.sampling import SamplingParams, distribution, draw, stream
+from lineahead.runtime.sampling import SamplingParams, distribution, distribution_of_best, draw, stream
 
 
 def naive(logits, params):
@@ -75,3 +75,22 @@ def test_values_out_of_range_are_refused_by_name(options):
     with pytest.raises(InputError, match=next(iter(options))) as error:
         SamplingParams(**options)
     assert error.value.hint
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.9, 0.2])
+@pytest.mark.parametrize("top_k", [1, 3, 40])
+def test_the_best_tokens_alone_give_the_same_distribution_to_the_last_bit(top_k, top_p):
+    random = np.random.default_rng(top_k)
+    params = SamplingParams(temperature=0.7, top_k=top_k, top_p=top_p)
+    for logits in (random.normal(0, 4, 500), random.integers(-3, 4, 500)):
+        logits = logits.astype(np.float32)
+        best = np.argsort(-logits, kind="stable")[:top_k]
+        found = distribution_of_best(best, logits[best], 500, params)
+        np.testing.assert_array_equal(found, distribution(logits, params))
+
+
+def test_best_tokens_that_are_no_numbers_are_refused():
+    with pytest.raises(BackendError, match="returned nan as its best logit"):
+        distribution_of_best(
+            np.array([3, 1]), np.array([np.nan, 1], np.float32), 9, SamplingParams(temperature=1, top_k=2)
+        )

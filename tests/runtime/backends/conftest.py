@@ -123,17 +123,27 @@ class FakeEngine:
 
 
 class FakeChoice:
-    """What ``csrc/cuda/best_tokens.cu`` computes."""
+    """What ``best_tokens.cu`` and ``top_tokens.cu`` compute; counts how often the best are chosen."""
+
+    tops = 0
 
     def enqueue(self, logits, keys, rows, width, device):
+        self._choose(logits, keys, rows, width, 1, device)
+
+    def enqueue_top(self, logits, keys, rows, width, count, device):
+        self.tops += 1
+        self._choose(logits, keys, rows, width, count, device)
+
+    def _choose(self, logits, keys, rows, width, count, device):
         def run():
             scores = device.bytes_at(logits, rows * width * 4).view(np.float32).reshape(rows, width)
             bits = np.where(np.isnan(scores), np.float32(np.nan), scores).view(np.uint32)
             bits = np.where(np.isnan(scores), np.uint32(0x7FFFFFFF), bits)
             order = np.where(bits >> 31, ~bits, bits | np.uint32(0x80000000)).astype(np.uint64)
             place = np.arange(width, dtype=np.uint32)
-            best = ((order << np.uint64(32)) | (~place).astype(np.uint64)).max(1)
-            device.bytes_at(keys, rows * 8).view(np.uint64)[...] = best
+            every = np.sort((order << np.uint64(32)) | (~place).astype(np.uint64), axis=1)[:, ::-1]
+            found = device.bytes_at(keys, rows * count * 8).view(np.uint64).reshape(rows, count)
+            found[...] = every[:, :count]
 
         device._do(run)
 

@@ -23,6 +23,7 @@ __device__ __forceinline__ void sync_warp() { __syncwarp(); }
 __device__ __forceinline__ float shuffle_xor(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
 __device__ __forceinline__ unsigned ballot(bool vote) { return __ballot_sync(0xffffffffu, vote); }
 __device__ __forceinline__ int bit_count(unsigned bits) { return __popc(bits); }
+__device__ __forceinline__ int count_one(int* shared) { return atomicAdd(shared, 1); }
 
 // Four 8 x 8 blocks of 16-bit numbers: lane i names row i % 8 of block i / 8 and gets two neighbours of row i / 4 of each, or, transposed,
 // of its column i / 4.

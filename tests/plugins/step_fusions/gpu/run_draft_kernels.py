@@ -1,4 +1,4 @@
-"""Compare the kernels between a draft's steps on this machine's GPU with NumPy, directly and in a CUDA graph.
+"""Compare the kernels that choose tokens on this machine's GPU with NumPy, directly and in a CUDA graph.
 
     python tests/plugins/step_fusions/gpu/run_draft_kernels.py LIBRARY
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lineahead.plugins.tensorrt.choice import LibraryChoice, scores_of, tokens_of
 from lineahead.plugins.tensorrt.cuda import CudaDevice
 from lineahead.plugins.tensorrt.draft_kernels import LibraryDraftKernels
 
@@ -41,6 +42,27 @@ def run_both(device, work, clear):
     yield
     times = [device.milliseconds(launch) for _ in range(50)]
     print(f"  {sorted(times)[25] * 1000:.1f} us a launch", flush=True)
+
+
+def wrong_tops(device, choice, random):
+    """How often the best tokens are not those of a stable sort."""
+    failures = 0
+    for rows, width, count in ((1, 49152, 64), (5, 49152, 64), (16, 151936, 64), (3, 70, 64), (2, 1024, 7)):
+        scores = random.normal(0, 5, (rows, width)).astype(np.float32)
+        scores[0] = scores[0].round()  # many equals
+        logits, keys = there(device, scores), there(device, np.zeros((rows, count), np.uint64))
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :count]
+
+        def top(at=(logits, keys), size=(rows, width, count)):
+            choice.enqueue_top(*at, *size, device)
+
+        for _ in run_both(device, top, lambda at=keys, size=rows * count * 8: device.zero(at, size)):
+            found = here(device, keys, (rows, count), np.uint64)
+            same = (tokens_of(found) == order).all()
+            same &= (scores_of(found) == np.take_along_axis(scores, order, 1)).all()
+            failures += not same
+            print(f"top {count} of {rows} x {width}: {'right' if same else 'WRONG'}", flush=True)
+    return failures
 
 
 def main():
@@ -85,6 +107,7 @@ def main():
             same &= (here(device, places[3], rows, np.int32) == ids[:, 0]).all()
             failures += not same
             print(f"begin {rows} x {width}: {'right' if same else 'WRONG'}", flush=True)
+    failures += wrong_tops(device, LibraryChoice(Path(sys.argv[1])), random)
     print("FAILED" if failures else "passed")
     return int(failures > 0)
 

@@ -32,6 +32,7 @@ inline void sync_warp() { exchange(0, 0); }
 inline float shuffle_xor(float x, int mask) { return exchange(x, mask); }
 inline unsigned ballot(bool mine) { return vote(mine); }
 inline int bit_count(unsigned bits) { return __builtin_popcount(bits); }
+inline int count_one(int* shared) { return (*shared)++; }
 // Four 8 x 8 blocks of 16-bit numbers, as ldmatrix gives them.
 void read_blocks(uint32_t (&to)[4], const void* row, bool transposed);
 inline void load_matrices(uint32_t (&to)[4], const void* row) { read_blocks(to, row, false); }

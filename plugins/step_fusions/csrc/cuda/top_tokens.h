@@ -1,0 +1,24 @@
+// The best scores of rows of logits, in order. Plain C layout.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace lineahead::fusions {
+
+constexpr int kMostTop = 64;
+
+// A key is a score, made comparable, above the complement of its place: the largest key is the largest score and, among equals, the
+// first. A score that is not a number is larger than all numbers.
+struct TopTokens {
+  int32_t rows, width, count;  // count: at most kMostTop and the width
+  const float* logits;         // [rows, width]
+  uint64_t* keys;              // [rows, count], largest first
+};
+
+}  // namespace lineahead::fusions
+
+extern "C" {
+// Enqueue a call on `stream` (a cudaStream_t). Returns 0, or an error code with `message` filled.
+int lineahead_top_tokens(const lineahead::fusions::TopTokens* call, void* stream, char* message, size_t message_size);
+}
