@@ -7,7 +7,21 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from lineahead.convert.tensorrt.draft_graph import draft_graph
+from lineahead.convert.tensorrt.graph import engine_graph, save_for_check
 from lineahead.plugins.tensorrt.engine import BYTES, Tensor
+from lineahead.plugins.tensorrt.record import Bucket
+from lineahead.runtime.artifact import read_artifact
+from lineahead.runtime.backends.tensorrt import TensorRTSession
+from lineahead.runtime.backends.trt_drafts import ServedDraft
+from lineahead.runtime.backends.trt_steps import Served
+from lineahead.runtime.generate import Generator
+from lineahead.runtime.tokenizer import Tokenizer
+
+SESSION_BUCKETS = tuple(
+    Bucket(batch=batch, nodes=nodes, results=min(nodes, 64)) for batch in (1, 4) for nodes in (1, 8, 40)
+)
+DRAFT_BUCKETS = tuple(Bucket(batch=batch, nodes=1, results=1) for batch in (1, 4))
 
 
 class FakeDevice:
@@ -199,3 +213,40 @@ def drafting(artifact, tmp_path_factory):
     save_recurrent(draft, folder)
     export_recurrent(folder, folder / "onnx" / "draft.onnx", opset=23)
     return folder
+
+
+@pytest.fixture(scope="session")
+def drafting_sessions(drafting, tensorrt_fakes, tmp_path_factory):
+    """TensorRT sessions with a draft, by precision, on fakes."""
+    found, folder, kept = read_artifact(drafting), tmp_path_factory.mktemp("lowered"), {}
+
+    def open_(precision="fp32", *, drafts=DRAFT_BUCKETS):
+        if (precision, drafts) not in kept:
+            device = tensorrt_fakes.Device()
+            paths = {kind: folder / f"{kind}_{precision}.onnx" for kind in ("verifier", "draft")}
+            save_for_check(engine_graph(found.graph("fp32"), precision), paths["verifier"])
+            model, draft = draft_graph(found.draft_graph(), precision)
+            save_for_check(model, paths["draft"])
+            engines = {kind: tensorrt_fakes.Engine(path, device) for kind, path in paths.items()}
+            kept[precision, drafts] = TensorRTSession(
+                [Served(engine=engines["verifier"], buckets=SESSION_BUCKETS)],
+                device,
+                identity=found.identity,
+                choice=tensorrt_fakes.Choice(),
+                draft=ServedDraft(
+                    engine=engines["draft"],
+                    buckets=drafts,
+                    kernels=tensorrt_fakes.DraftKernels(),
+                    names=draft.names,
+                ),
+            )
+        return kept[precision, drafts]
+
+    return open_
+
+
+@pytest.fixture
+def generator(drafting, drafting_sessions):
+    """Of such a session in float32."""
+    found = read_artifact(drafting)
+    return Generator(found, drafting_sessions().sibling(), Tokenizer(found.folder))

@@ -4,13 +4,11 @@ import numpy as np
 import pytest
 
 from lineahead.convert.tensorrt.draft_graph import draft_graph
-from lineahead.convert.tensorrt.graph import engine_graph, save_for_check
+from lineahead.convert.tensorrt.graph import save_for_check
 from lineahead.errors import BackendError, InputError
 from lineahead.plugins.tensorrt.record import Bucket
 from lineahead.runtime.artifact import read_artifact
 from lineahead.runtime.backends.tensorrt import TensorRTSession
-from lineahead.runtime.backends.trt_drafts import ServedDraft
-from lineahead.runtime.backends.trt_steps import DeviceOutput, Served, Step
 from lineahead.runtime.bench import report
 from lineahead.runtime.drafters import LookupDrafter, StepDrafter
 from lineahead.runtime.drafters.combined import CombinedDrafter
@@ -22,48 +20,8 @@ from lineahead.runtime.session import StepInput
 from lineahead.runtime.tokenizer import Tokenizer
 from lineahead.runtime.verify import verify
 
-BUCKETS = tuple(
-    Bucket(batch=batch, nodes=nodes, results=min(nodes, 64)) for batch in (1, 4) for nodes in (1, 8, 40)
-)
-DRAFTS = tuple(Bucket(batch=batch, nodes=1, results=1) for batch in (1, 4))
 PROMPTS = ("abcabcabcabc", "hello hello hello", "x")
 VOCABULARY = 300
-
-
-@pytest.fixture(scope="module")
-def made(drafting, tensorrt_fakes, tmp_path_factory):
-    """A session with a draft, by precision."""
-    found, folder, kept = read_artifact(drafting), tmp_path_factory.mktemp("lowered"), {}
-
-    def open_(precision="fp32", *, drafts=DRAFTS):
-        if (precision, drafts) not in kept:
-            device = tensorrt_fakes.Device()
-            paths = {kind: folder / f"{kind}_{precision}.onnx" for kind in ("verifier", "draft")}
-            save_for_check(engine_graph(found.graph("fp32"), precision), paths["verifier"])
-            model, draft = draft_graph(found.draft_graph(), precision)
-            save_for_check(model, paths["draft"])
-            engines = {kind: tensorrt_fakes.Engine(path, device) for kind, path in paths.items()}
-            kept[precision, drafts] = TensorRTSession(
-                [Served(engine=engines["verifier"], buckets=BUCKETS)],
-                device,
-                identity=found.identity,
-                choice=tensorrt_fakes.Choice(),
-                draft=ServedDraft(
-                    engine=engines["draft"],
-                    buckets=drafts,
-                    kernels=tensorrt_fakes.DraftKernels(),
-                    names=draft.names,
-                ),
-            )
-        return kept[precision, drafts]
-
-    return open_
-
-
-@pytest.fixture
-def generator(drafting, made):
-    found = read_artifact(drafting)
-    return Generator(found, made().sibling(), Tokenizer(found.folder))
 
 
 def told(generator, monkeypatch, text, wrong=lambda place: False):
@@ -185,9 +143,9 @@ def test_verify_tries_it_too(generator):
     assert "recurrent in the step" in [check.drafter for check in report.checks]
 
 
-def test_half_precision_writes_its_own_plain_text(drafting, made):
+def test_half_precision_writes_its_own_plain_text(drafting, drafting_sessions):
     found = read_artifact(drafting)
-    generator = Generator(found, made("fp16").sibling(), Tokenizer(found.folder))
+    generator = Generator(found, drafting_sessions("fp16").sibling(), Tokenizer(found.folder))
     params, prompts = SamplingParams(max_tokens=24, ignore_eos=True), prompts_of(generator)
     drafter = InStepDrafter(max_nodes=4)
     assert decode(generator, prompts, params, drafter) == decode(generator, prompts, params)
@@ -307,13 +265,13 @@ def test_lookup_comes_first_and_the_draft_where_it_finds_nothing(generator):
     assert 0 < len(asked) < generator.statistics.steps
 
 
-def test_the_serving_engine_drafts_in_its_steps(drafting, made):
+def test_the_serving_engine_drafts_in_its_steps(drafting, drafting_sessions):
     import threading
 
     from lineahead.runtime.engine import Engine, EngineConfig, Request
 
     found = read_artifact(drafting)
-    session = made().sibling()
+    session = drafting_sessions().sibling()
     generator = Generator(found, session, Tokenizer(found.folder), InStepDrafter(max_nodes=3))
     random = np.random.default_rng(4)
     requests = [
@@ -348,9 +306,9 @@ def test_the_serving_engine_drafts_in_its_steps(drafting, made):
     assert drafted
 
 
-def test_where_the_engines_cannot_draft_the_steps_are_plain(drafting, made):
+def test_where_the_engines_cannot_draft_the_steps_are_plain(drafting, drafting_sessions):
     found = read_artifact(drafting)
-    session = made(drafts=DRAFTS[:1]).sibling()
+    session = drafting_sessions(drafts=(Bucket(batch=1, nodes=1, results=1),)).sibling()
     generator = Generator(found, session, Tokenizer(found.folder))
     params, prompts = SamplingParams(max_tokens=8, ignore_eos=True), prompts_of(generator, 2)
     plain = decode(generator, prompts, params)
@@ -413,59 +371,3 @@ def test_a_benchmark_has_plain_decoding_beside_drafts_within_steps(generator, mo
     assert found.decode["fp16"]["costs"][0]["median_ms"] > 0
     names = {one["drafter"] for one in found.speculation["fp16"]["drafters"]}
     assert names == {"lookup 5", "recurrent chain 5", "recurrent tree 5", "auto 5"}
-
-
-@pytest.mark.parametrize("drafter", [None, "recurrent"])
-def test_samples_of_the_best_tokens_need_no_logits(drafting, generator, monkeypatch, drafter):
-    params = SamplingParams(temperature=1.0, top_k=20, max_tokens=16, ignore_eos=True, seed=3)
-    wanted = decode(Generator.load(drafting), PROMPTS, params)
-    session, asked, steps, step = generator.session, [], [], TensorRTSession._run
-    monkeypatch.setattr(DeviceOutput, "scores", lambda *place: asked.append(place))
-    monkeypatch.setattr(TensorRTSession, "_run", lambda *given: steps.append(given) or step(*given))
-    session._choice.tops = 0
-    own = open_drafter(generator.artifact, drafter, nodes=3, session=session) if drafter else None
-    assert decode(generator, PROMPTS, params, own) == wanted
-    assert not asked
-    assert session._choice.tops
-    assert len(steps) > 4
-
-
-@pytest.mark.parametrize("params", [{"top_k": 0}, {"top_k": 65}, {"top_k": 5, "min_tokens": 4}])
-def test_samples_of_more_than_the_best_tokens_read_logits(drafting, generator, monkeypatch, params):
-    wanted = SamplingParams(temperature=1.0, max_tokens=12, seed=5, **params)
-    expected = decode(Generator.load(drafting), PROMPTS, wanted)
-    asked, scores = [], DeviceOutput.scores
-    monkeypatch.setattr(DeviceOutput, "scores", lambda *place: asked.append(place) or scores(*place))
-    assert decode(generator, PROMPTS, wanted) == expected
-    assert asked
-
-
-def test_the_best_tokens_are_chosen_in_the_graph_once_they_were_asked_for(generator, monkeypatch):
-    session, in_graph, run = generator.session, [], Step.run
-    monkeypatch.setattr(Step, "run", lambda self, call: in_graph.append(self._top) or run(self, call))
-    session.reset(1)
-
-    def step():
-        accepted = int(session._nodes > 0)
-        inputs = StepInput(
-            input_ids=np.array([[5]]),
-            ancestors=np.ones((1, 1, 1), np.bool_),
-            output_index=np.zeros((1, 1), np.int64),
-            accept_index=np.zeros((1, accepted), np.int64),
-            accept_count=np.array([accepted]),
-        )
-        return session.step(inputs)
-
-    for count, chosen in ((0, False), (7, False), (64, True), (1, True), (0, True), (0, False)):
-        output = step()
-        assert in_graph[-1] == chosen
-        if count:
-            tokens, scores, width = output.best(0, 0, count)
-            order = np.argsort(-output.scores(0, 0), kind="stable")[:count]
-            assert width == VOCABULARY
-            np.testing.assert_array_equal(tokens, order)
-            np.testing.assert_array_equal(scores, output.scores(0, 0)[order])
-    assert output.best(0, 0, 65) is None
-    step()
-    with pytest.raises(BackendError, match="asked for after the next step"):
-        output.best(0, 0, 3)
