@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from lineahead.convert.training.leading import leading_token, led
 from lineahead.convert.training.progress import Progress, Silent
 from lineahead.convert.training.text import documents
 from lineahead.convert.training.vocabulary import Head, chunk_rows, head_of
@@ -41,7 +42,7 @@ def evaluate(
 
     Each file's first `tokens` tokens are read in windows of `context` tokens that begin every `stride`
     tokens; in every window but the first only the last `stride` tokens are scored. A window's first token
-    is never scored.
+    is never scored; it is the BOS token for models whose texts begin with one.
 
     Args:
         student: a linear model.
@@ -107,10 +108,11 @@ def read_tokens(files: Sequence[Path], tokenizer: Any, count: int, least: int) -
 
 @dataclass(frozen=True, kw_only=True)
 class _Text:
-    """Token ids ``[N]`` and, for each, how many bytes of the file come before its end."""
+    """Token ids ``[N]``, for each the bytes of the file before its end, and what windows begin with."""
 
     ids: Tensor
     ends: list[int]
+    first: int | None
 
 
 def _read(path: Path, tokenizer: Any, tokens: int) -> _Text:
@@ -126,7 +128,8 @@ def _read(path: Path, tokenizer: Any, tokens: int) -> _Text:
         size += len(text[done : max(done, end)].encode())
         done = max(done, end)
         ends.append(size)
-    return _Text(ids=torch.tensor(found["input_ids"][:tokens], dtype=torch.long), ends=ends)
+    ids = torch.tensor(found["input_ids"][:tokens], dtype=torch.long)
+    return _Text(ids=ids, ends=ends, first=leading_token(tokenizer))
 
 
 def require_positions(context: int, limit: int | None) -> None:
@@ -171,7 +174,7 @@ def _score(
     total, counted, size = 0.0, 0, 0
     head = _head(model)
     for begin, first in _windows(len(text.ids), context, stride):
-        window = text.ids[begin : begin + context].to(model.device)
+        window = led(text.ids[begin : begin + context], text.first).to(model.device)
         scored = window[first - begin :]
         if head is None:
             logits = model(input_ids=window[None], use_cache=False).logits[0, first - begin - 1 : -1].float()

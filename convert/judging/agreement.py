@@ -4,11 +4,14 @@ import torch
 from torch import Tensor
 
 from lineahead.convert.judging.pair import Pair
+from lineahead.convert.training.leading import led
 from lineahead.convert.training.vocabulary import Head, chunk_rows
 from lineahead.recipes.manifest import Agreement
 
 
-def measure_agreement(pair: Pair, ids: Tensor, *, context: int, file: str) -> Agreement:
+def measure_agreement(
+    pair: Pair, ids: Tensor, *, context: int, file: str, leading: int | None = None
+) -> Agreement:
     """Compare both models' predictions after every token of a text.
 
     Args:
@@ -16,12 +19,13 @@ def measure_agreement(pair: Pair, ids: Tensor, *, context: int, file: str) -> Ag
         ids: token ids ``[N]``, read in whole windows.
         context: tokens per window, at most N.
         file: the text's name, for the record.
+        leading: what every window begins with, in place of its first token.
 
     Returns:
         The share of positions where both have the same likeliest token, and the mean of KL(teacher, student)
         in nats.
     """
-    windows = ids[: len(ids) // context * context].reshape(-1, context)
+    windows = led(ids[: len(ids) // context * context].reshape(-1, context), leading)
     first, second = pair.readers()
     heads = first.head(), second.head()
     same, kl = 0, 0.0

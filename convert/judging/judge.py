@@ -12,6 +12,7 @@ from lineahead.convert.judging.agreement import measure_agreement
 from lineahead.convert.judging.pair import Pair
 from lineahead.convert.judging.recall import Report, measure_recall
 from lineahead.convert.source import load_source
+from lineahead.convert.training.leading import leading_token
 from lineahead.recipes.kind import require_decoder
 from lineahead.recipes.manifest import (
     Agreement,
@@ -98,7 +99,7 @@ def judge(
     pair = Pair(student=student, teacher=_teacher(manifest, device))
     recalls = measure_recall(pair, tokenizer, contexts=wanted.recall, count=wanted.cases, report=report)
     agreements = [
-        measure_agreement(pair, ids, context=context, file=path.name)
+        measure_agreement(pair, ids, context=context, file=path.name, leading=leading_token(tokenizer))
         for path in wanted.agreement
         for ids in [read_tokens([path], tokenizer, wanted.tokens, max(wanted.contexts))]
         for context in wanted.contexts

@@ -7,7 +7,7 @@ with a number, at a random depth of unrelated sentences (after Kamradt's needle 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lineahead.convert.judging.pair import Pair, Reader
+from lineahead.convert.training.leading import leading_token
 from lineahead.errors import InputError
 from lineahead.recipes.manifest import Recall
 
@@ -60,8 +61,11 @@ def make_cases(kind: str, tokenizer: Any, context: int, count: int, seed: int) -
         InputError: when `context` is too short for a question.
     """
     random = np.random.default_rng([seed, context, KINDS.index(kind)])
-    make = _needle if kind == "needle" else _pairs
-    return [make(tokenizer, context, random) for _ in range(count)]
+    make, first = _needle if kind == "needle" else _pairs, leading_token(tokenizer)
+    if first is None:
+        return [make(tokenizer, context, random) for _ in range(count)]
+    made = [make(tokenizer, context - 1, random) for _ in range(count)]
+    return [replace(one, prompt=[first, *one.prompt]) for one in made]
 
 
 def measure_recall(

@@ -12,6 +12,7 @@ from lineahead.convert.evaluate import read_tokens
 from lineahead.convert.pipeline import cache_row_bytes, layer_state_bytes
 from lineahead.convert.planner.predict import Memory, Worth, choose, choose_within, spearman, state_bytes
 from lineahead.convert.planner.probe import Probe, Report, measure_worth
+from lineahead.convert.training.leading import leading_token
 from lineahead.errors import InputError
 from lineahead.plugins.augmented_attention.huggingface.layers import LinearLayer
 from lineahead.plugins.augmented_attention.huggingface.modeling import layers_of
@@ -112,7 +113,8 @@ def plan_layers(
     model, tokenizer = load_artifact(artifact, device=device)
     layers = layers_of(model.config)
     memory = {layer.index: _memory(layer) for layer in layers}
-    probe = Probe(model, read_tokens(files, tokenizer, tokens, context), context=context)
+    ids = read_tokens(files, tokenizer, tokens, context)
+    probe = Probe(model, ids, context=context, leading=leading_token(tokenizer))
     worth = measure_worth(probe, sorted(memory), report)
     if keep is not None:
         chosen = choose(worth, keep=keep)

@@ -10,6 +10,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from lineahead.convert.planner.predict import Worth
+from lineahead.convert.training.leading import led
 from lineahead.convert.training.vocabulary import chunk_rows, head_of
 from lineahead.plugins.augmented_attention.huggingface.attention import softmax_at
 
@@ -24,7 +25,9 @@ class Probe:
     than the uncertainty of each figure.
     """
 
-    def __init__(self, model: PreTrainedModel, ids: Tensor, *, context: int, batch: int = 1) -> None:
+    def __init__(
+        self, model: PreTrainedModel, ids: Tensor, *, context: int, batch: int = 1, leading: int | None = None
+    ) -> None:
         """Cut the text into windows.
 
         Args:
@@ -32,9 +35,11 @@ class Probe:
             ids: token ids ``[N]`` with N at least `context`.
             context: tokens per window.
             batch: windows per pass.
+            leading: what every window begins with, in place of its first token.
         """
         self._model, self._head = model, head_of(model)
-        self._windows = ids[: len(ids) // context * context].reshape(-1, context).to(model.device)
+        windows = ids[: len(ids) // context * context].reshape(-1, context)
+        self._windows = led(windows, leading).to(model.device)
         self._batch = batch
 
     @property

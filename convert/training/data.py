@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lineahead.convert.training.leading import leading_token
 from lineahead.convert.training.text import dataset_documents, documents, expand
 from lineahead.errors import InputError
 from lineahead.recipes.files import replacing
@@ -29,10 +30,12 @@ class Tokens:
     Attributes:
         ids: ``[N]`` int32; documents are separated by the end-of-text token.
         source: where they came from, in words.
+        first: takes the place of every text's or row's first token (:func:`leading.leading_token`).
     """
 
     ids: NDArray[np.int32]
     source: str
+    first: int | None = None
 
     @property
     def digest(self) -> str:
@@ -52,14 +55,15 @@ def text_tokens(data: Data, tokenizer: Any, count: int, seed: int) -> Tokens:
     Raises:
         InputError: when there is no readable text.
     """
+    first = leading_token(tokenizer)
     if data.dataset is not None:
         ids = tokenise(dataset_documents(data.dataset, seed), tokenizer, count)
-        return Tokens(ids=ids, source=data.dataset.name)
+        return Tokens(ids=ids, source=data.dataset.name, first=first)
     paths = expand(data.files)
     found = [text for path in paths for text in documents(path)]
     order = np.random.default_rng(seed).permutation(len(found))
     ids = tokenise((found[i] for i in order), tokenizer, count)
-    return Tokens(ids=ids, source=", ".join(path.name for path in paths))
+    return Tokens(ids=ids, source=", ".join(path.name for path in paths), first=first)
 
 
 def tokenise(texts: Iterable[str], tokenizer: Any, count: int) -> NDArray[np.int32]:
@@ -164,7 +168,9 @@ class Batches:
         epoch, place = divmod(position, self.sequences)
         order = np.random.default_rng([self.seed, epoch]).permutation(self.sequences)
         start = int(order[place]) * self.sequence_length
-        return self.tokens.ids[start : start + self.sequence_length]
+        row = self.tokens.ids[start : start + self.sequence_length]
+        first = self.tokens.first
+        return row if first is None else np.concatenate([np.array([first], np.int32), row[1:]])
 
     def steps(self, tokens: int | None, steps: int | None, accumulation: int, processes: int) -> int:
         """Optimiser steps of a stage given in tokens or steps."""
@@ -182,7 +188,8 @@ def save_tokens(path: Path, tokens: Tokens) -> None:
         StorageError: when it cannot be written.
     """
     with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, ids=tokens.ids, source=np.asarray(tokens.source))
+        first = -1 if tokens.first is None else tokens.first
+        np.savez(file, ids=tokens.ids, source=np.asarray(tokens.source), first=np.asarray(first))
 
 
 def load_tokens(path: Path) -> Tokens:
@@ -193,7 +200,8 @@ def load_tokens(path: Path) -> Tokens:
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            return Tokens(ids=file["ids"], source=str(file["source"]))
+            first = int(file["first"]) if "first" in file else -1
+            return Tokens(ids=file["ids"], source=str(file["source"]), first=None if first < 0 else first)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
             f"{path}: damaged token cache: {error}", hint="Delete the file and run again."

@@ -86,6 +86,8 @@ class DocumentBatches(Batches):
         pieces = self._rows[int(order[place])]
         for at, begin, count in pieces:
             row[0, at : at + count] = self.tokens.ids[begin : begin + count]
+            if self.tokens.first is not None:
+                row[0, at] = self.tokens.first
             row[1, at:] = np.arange(self.sequence_length - at)
         return row
 
