@@ -1,4 +1,4 @@
-"""Models whose tokenizer puts BOS before a text: every row and window begins with it; elsewhere nothing changes."""
+"""Models whose tokenizer puts BOS before a text: every row and window begins with it."""
 
 import math
 
