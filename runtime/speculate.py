@@ -84,7 +84,7 @@ class Decoder:
         self._in_step = self.drafter.in_step if isinstance(self.drafter, StepDrafter) else None
         self.rows: list[Row] = list(rows)
         self.statistics = Statistics()
-        self._accept, self._governor, self._chunk = acceptance, governor, chunk or session.chunk
+        self._accept, self._governor, self._chunk = acceptance, governor, chunk
         self._width, self._isolate = 0, isolate
         self._begun = time.perf_counter()
         if not rows:
@@ -168,11 +168,12 @@ class Decoder:
         """
         parts: list[Part | None] = [None] * len(self.rows)
         asking: list[int] = []
+        chunk = self._chunk or self.session.chunk
         allowed = self.drafter.max_nodes if self._governor is None else self._governor.nodes(len(self.rows))
         for i, row in enumerate(self.rows):
             waiting = len(row.tokens) - row.fed
-            if waiting > self._chunk:
-                parts[i] = Part(chain=row.tokens[row.fed : row.fed + self._chunk], tree=None)
+            if waiting > chunk:
+                parts[i] = Part(chain=row.tokens[row.fed : row.fed + chunk], tree=None)
             elif waiting > 1 or not allowed or row.useful_depth < 1:
                 parts[i] = Part(chain=row.tokens[row.fed :], tree=root(row.tokens[-1]))
             else:
@@ -186,7 +187,7 @@ class Decoder:
                 parts[i] = Part(chain=(tree.tokens[0],), tree=tree)
         elif asking:
             for i, question, tree in zip(asking, wanted, self.drafter.propose(wanted), strict=True):
-                tree = tree.pruned(depth=question.depth, nodes=question.nodes + 1)
+                tree = tree.pruned(depth=question.depth, nodes=min(question.nodes + 1, self.session.chunk))
                 parts[i] = Part(chain=(tree.tokens[0],), tree=tree)
         return [part for part in parts if part is not None], count
 

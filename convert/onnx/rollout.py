@@ -89,6 +89,10 @@ def cases(windows: Sequence[int], vocabulary: int, *, seed: int = 0) -> list[Cas
                 trees(1, 2),
             ],
         ),
+        Case(
+            name="small ragged batch",
+            turns=[trees(7, 2), trees(6, 2, refuse=0), trees(5, 2, refuse=1), trees(1, 2)],
+        ),
     ]  # fmt: skip
 
 

@@ -107,6 +107,9 @@ def compare(
             f"no call of the script fits an engine of at most {largest} nodes, so it cannot be judged",
             hint="Build a larger bucket, too: `--bucket 1x8`.",
         )
+    left_out = sorted({one.name for one in script} - {one.name for one in fitting})
+    if left_out:
+        logger.info("not judged, since no bucket is large enough: %s", ", ".join(left_out))
     late = min(positions or LATE, LATE) - fitting[0].nodes
     if late > 0:
         fitting.append(replace(fitting[0], start=late))

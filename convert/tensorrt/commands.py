@@ -23,7 +23,7 @@ from lineahead.recipes.console import artifact_argument, json_option, note, show
     "buckets",
     multiple=True,
     metavar="BATCHxNODES",
-    help="Calls that get kernels of their own [default: 1x1, 1x8, 1x64, 4x8].",
+    help="Calls that get kernels of their own [default: 1x1, 1x9, 1x64, 4x1, 4x9].",
 )
 @click.option(
     "--prefill",

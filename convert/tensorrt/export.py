@@ -1,5 +1,6 @@
 """Engines of an artifact for this machine's GPU and TensorRT, each kept only if ONNX Runtime agrees."""
 
+import contextlib
 import logging
 import os
 import shutil
@@ -25,6 +26,7 @@ from lineahead.convert.tensorrt.outside import save_weights, take_out
 from lineahead.convert.tensorrt.twin import twin
 from lineahead.errors import ArtifactError, ExportError, InputError
 from lineahead.plugins.augmented_attention.schema import DOMAIN, OP_TYPE
+from lineahead.plugins.tensorrt.choice import LibraryChoice
 from lineahead.plugins.tensorrt.cuda import CudaDevice
 from lineahead.plugins.tensorrt.draft import write_names
 from lineahead.plugins.tensorrt.draft_kernels import LibraryDraftKernels
@@ -48,6 +50,7 @@ from lineahead.plugins.tensorrt.record import (
     EngineRecord,
     engine_name,
     file_hash,
+    read_record,
 )
 from lineahead.plugins.tensorrt.weights import upload_weights, weights_name
 from lineahead.recipes.files import scratch_folder
@@ -56,7 +59,7 @@ from lineahead.recipes.manifest import read_manifest
 logger = logging.getLogger(__name__)
 
 MOST_RESULTS = 64
-DEFAULT_BUCKETS = ("1x1", "1x8", "1x64", "4x8")
+DEFAULT_BUCKETS = ("1x1", "1x9", "1x64", "4x1", "4x9")  # 9: eight drafted tokens and the root
 SOURCE, DRAFT_SOURCE = "onnx/verifier.onnx", "onnx/draft.onnx"
 STAGING = ".export-"
 Judge = Callable[[Path, TensorRTEngine], float]
@@ -138,7 +141,7 @@ def export_tensorrt(
 
     Raises:
         ArtifactError: when the artifact has no ONNX graph, or there is no plugin library.
-        BackendError: when TensorRT or a GPU is missing, or the library is too old for the draft.
+        BackendError: when TensorRT or a GPU is missing, or the library is too old.
         ExportError: when the graph cannot be lowered, parsed or built.
         ParityError: when an engine and ONNX Runtime disagree.
     """
@@ -156,8 +159,9 @@ def export_tensorrt(
     with scratch_folder(work.folder, STAGING) as staging:
         _publish_library(found, work.folder, staging)
         load_plugins(trt, work.folder / LIBRARY)
+        LibraryChoice(work.folder / LIBRARY)  # refused now rather than after the builds
         if DRAFT in kinds:
-            LibraryDraftKernels(work.folder / LIBRARY)  # refused now rather than after the builds
+            LibraryDraftKernels(work.folder / LIBRARY)
         return [work.one(kind, precision, staging) for precision in precisions for kind in kinds]
 
 
@@ -189,7 +193,7 @@ class _Work:
         weights = weights_name(precision) if self.options.outside and kind != DRAFT else ""
         inputs = _input_shapes(model)
         if weights:
-            save_weights(take_out(model.graph), staging / weights)
+            save_weights(take_out(model.graph), staging / weights, graph_sha256=file_hash(source))
         save_for_engine(model, graph)
         del model
         request = BuildRequest(
@@ -209,8 +213,10 @@ class _Work:
         difference = judge(staging / name, TensorRTEngine(plan, self.device, trt=self.trt, log=log))
         record = self._record(kind, precision, buckets, difference, weights)
         record.write((staging / name).with_suffix(".json"))
-        for path in sorted(staging.iterdir()):
+        # Records last: an engine without one is not opened, and its weights are there before it.
+        for path in sorted(staging.iterdir(), key=lambda path: (path.suffix == ".json", path.name)):
             os.replace(path, self.folder / path.name)
+        self._drop_weights(precision)
         final = replace(request, graph=self.folder / graph.name)
         shapes = {
             port: profile_shapes(port, shape, buckets[0], request.rows) for port, shape in inputs.items()
@@ -223,6 +229,16 @@ class _Work:
             "buckets": [f"{one.batch}x{one.nodes}" for one in buckets],
             "trtexec": trtexec_line(final, path, self.folder / LIBRARY, shapes, version=major(self.trt)),
         }
+
+    def _drop_weights(self, precision: str) -> None:
+        """Remove weights that no engine reads any longer."""
+        name, reading = weights_name(precision), set()
+        for kind in (VERIFIER, PREFILL):
+            with contextlib.suppress(ArtifactError):
+                record = self.folder / engine_name(kind, precision)
+                reading.add(read_record(record.with_suffix(".json")).weights)
+        if name not in reading:
+            (self.folder / name).unlink(missing_ok=True)
 
     def _source(self, kind: str) -> Path:
         return self.artifact / (DRAFT_SOURCE if kind == DRAFT else SOURCE)

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from safetensors.numpy import save_file
 
 from lineahead.plugins.step_graph import WEIGHT
+from lineahead.plugins.tensorrt.weights import SOURCE_KEY, STORED
 
 LEAST = 1 << 20  # bytes
 
@@ -41,6 +42,14 @@ def take_out(graph: ir.Graph, *, least: int = LEAST) -> dict[str, ir.TensorProto
     return found
 
 
-def save_weights(weights: Mapping[str, ir.TensorProtocol], path: Path) -> None:
-    """Write what :func:`take_out` took out; ``plugins/tensorrt/weights.py`` reads it."""
-    save_file({name: tensor.numpy() for name, tensor in weights.items()}, path)
+def save_weights(weights: Mapping[str, ir.TensorProtocol], path: Path, *, graph_sha256: str) -> None:
+    """Write what :func:`take_out` took out; ``plugins/tensorrt/weights.py`` reads it.
+
+    Args:
+        weights: by the inputs' names.
+        path: the file.
+        graph_sha256: of the ONNX file that they are from, kept in the header.
+    """
+    arrays = {name: tensor.numpy() for name, tensor in weights.items()}
+    stored = {name: one.view(STORED.get(one.dtype.name, one.dtype)) for name, one in arrays.items()}
+    save_file(stored, path, metadata={SOURCE_KEY: graph_sha256})

@@ -1,5 +1,6 @@
 """Opening an engine of an artifact, if it is for this GPU, TensorRT and plugin library."""
 
+import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -36,7 +37,7 @@ from lineahead.plugins.tensorrt.record import (
     file_hash,
     read_record,
 )
-from lineahead.plugins.tensorrt.weights import upload_weights
+from lineahead.plugins.tensorrt.weights import require_weights, upload_weights
 
 logger = logging.getLogger(__name__)
 
@@ -111,18 +112,34 @@ def require_engine(artifact: Path, machine: Machine, kind: str, precision: str) 
     record = read_record(path.with_suffix(".json"))
     library = path.parent / LIBRARY
     record.require(machine, file_hash(library) if library.is_file() else "missing", path)
+    if record.weights:
+        require_weights(path.with_name(record.weights), record.graph_sha256)
     return path, record
 
 
+def earlier_record(artifact: Path, machine: Machine, precision: str) -> EngineRecord | None:
+    """How a verifier was built before, here or, failing that, on another machine."""
+    name = f"{engine_name(VERIFIER, precision)}"
+    records = sorted(
+        (artifact / FOLDER).glob(f"*/{Path(name).stem}.json"),
+        key=lambda path: (path.parent.name != machine.folder, path),
+    )
+    for path in records:
+        with contextlib.suppress(ArtifactError):
+            return read_record(path)
+    return None
+
+
 def open_engines(
-    artifact: Path, precision: str, *, rebuild: Callable[[], None] | None = None
+    artifact: Path, precision: str, *, rebuild: Callable[[EngineRecord | None], None] | None = None
 ) -> list[Opened]:
     """Load an artifact's verifier, and its engine for prompts if there is one.
 
     Args:
         artifact: the folder.
         precision: ``fp32``, ``fp16`` or ``bf16``.
-        rebuild: called when no verifier fits; then the one that it built is loaded.
+        rebuild: called with the earlier verifier's record when none fits; then the one that it built is
+            loaded.
 
     Raises:
         ArtifactError: when there is none that fits, and nothing rebuilds it.
@@ -136,7 +153,7 @@ def open_engines(
         if rebuild is None:
             raise
         logger.warning("%s; building it again", error)
-        rebuild()
+        rebuild(earlier_record(artifact, machine, precision))
         found = [require_engine(artifact, machine, VERIFIER, precision)]
     if engine_path(artifact, machine, PREFILL, precision).is_file():
         found.append(require_engine(artifact, machine, PREFILL, precision))

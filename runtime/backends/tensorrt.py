@@ -16,7 +16,7 @@ from lineahead.plugins.tensorrt.call import Sizes, choose
 from lineahead.plugins.tensorrt.choice import Choice
 from lineahead.plugins.tensorrt.cuda import Device
 from lineahead.plugins.tensorrt.loading import open_draft, open_engines
-from lineahead.plugins.tensorrt.record import Bucket
+from lineahead.plugins.tensorrt.record import Bucket, EngineRecord
 from lineahead.runtime.artifact import Artifact
 from lineahead.runtime.backends.trt_drafts import Drafting, ServedDraft
 from lineahead.runtime.backends.trt_memory import Memory, carried_tensors
@@ -70,7 +70,7 @@ class TensorRTSession(Session):
         self._widths = tensors[LOGITS].shape[-1], tensors[HIDDEN_STATES].shape[-1]
         self._batches = sorted({bucket.batch for one in engines for bucket in one.buckets})
         self.most_rows = self._batches[-1]
-        self.chunk = max(bucket.nodes for one in engines for bucket in one.buckets)
+        self._most_nodes = max(bucket.nodes for one in engines for bucket in one.buckets)
         self._memories: dict[int, Memory] = {}
         self._results: dict[tuple[int, int], Results] = {}
         self._draftings: dict[int, Drafting] = {}
@@ -140,9 +140,15 @@ class TensorRTSession(Session):
                 hint="Decode fewer together, or build a larger bucket: `lineahead export tensorrt --bucket`.",
             )
         if fitting[0] not in self._memories:
-            made = Memory(self._device, self._carried, batch=fitting[0], most_nodes=self.chunk)
+            made = Memory(self._device, self._carried, batch=fitting[0], most_nodes=self._most_nodes)
             self._memories[fitting[0]] = made
         return self._memories[fitting[0]]
+
+    @property
+    def chunk(self) -> int:  # type: ignore[override]
+        """Nodes of the largest call of as many rows as there are."""
+        batch = self._memory.batch
+        return max(one.nodes for served in self._engines for one in served.buckets if one.batch == batch)
 
     def reset(self, batch: int) -> None:
         """Start over with `batch` empty sequences."""
@@ -351,8 +357,13 @@ def fits(buckets: Sequence[Bucket], nodes: int, results: int) -> bool:
     return any(one.nodes >= nodes and one.results >= results for one in buckets)
 
 
-def export_engine(folder: Path, precision: str) -> None:
+def export_engine(folder: Path, precision: str, earlier: EngineRecord | None = None) -> None:
     """Build an engine with the command that users have for it: the runtime does not import what exports.
+
+    Args:
+        folder: the artifact.
+        precision: of the engine.
+        earlier: how it was built before: its buckets, and whether weights were outside.
 
     Raises:
         BackendError: when the command fails.
@@ -367,6 +378,9 @@ def export_engine(folder: Path, precision: str) -> None:
         "--precision",
         precision,
     ]
+    if earlier is not None:
+        command += [word for one in earlier.buckets for word in ("--bucket", f"{one.batch}x{one.nodes}")]
+        command += ["--outside"] if earlier.weights else []
     if subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode:
         raise BackendError(
             f"{folder}: the engine could not be built",

@@ -44,7 +44,13 @@ def bench() -> None:
     default="onnxruntime",
     help="What runs the graph.",
 )
-@click.option("--device", "provider", type=DEVICE, default="cpu", help="Where ONNX Runtime runs it.")
+@click.option(
+    "--device",
+    "provider",
+    type=DEVICE,
+    default="cpu",
+    help="Where ONNX Runtime runs it; engines run on the GPU.",
+)
 @click.option("--threads", default=2, help="Threads of every program measured.")
 @click.option("--text", type=click.Path(path_type=Path), help="Text that fills the context.")
 @click.option(

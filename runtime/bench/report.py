@@ -235,6 +235,7 @@ def _drafters(generator: Generator, request: BenchRequest) -> dict[str, Drafter]
                 kind,
                 nodes=request.draft_nodes,
                 shape="chain" if shape == "chain" else "adaptive",
+                provider=request.provider,
                 session=None if shape == "tree" else generator.session,
             )
     if request.draft_model is not None:
@@ -245,6 +246,7 @@ def _drafters(generator: Generator, request: BenchRequest) -> dict[str, Drafter]
             threads=request.threads,
             model=request.draft_model,
             precision=request.draft_precision,
+            provider=request.provider,
         )
     return made
 

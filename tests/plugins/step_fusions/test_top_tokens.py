@@ -1,13 +1,22 @@
 """The best tokens of rows of logits, by the kernel emulated on the CPU and called as the runtime calls it."""
 
 import ctypes
+import subprocess
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from lineahead.errors import BackendError
-from lineahead.plugins.tensorrt.choice import MOST_TOP, TOP_SYMBOL, LibraryChoice, scores_of, tokens_of
+from lineahead.plugins.augmented_attention import native
+from lineahead.plugins.tensorrt.choice import (
+    MOST_TOP,
+    SYMBOL,
+    TOP_SYMBOL,
+    LibraryChoice,
+    scores_of,
+    tokens_of,
+)
 
 HOST = SimpleNamespace(stream=0)
 
@@ -45,7 +54,8 @@ def test_the_best_are_those_of_a_stable_sort(choice, width, count, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "kind", ["rising", "falling", "equal", "few values", "one stripe", "close", "infinite", "negative"]
+    "kind",
+    ["rising", "falling", "equal", "few values", "one stripe", "close", "infinite", "negative", "zeros"],
 )
 def test_hard_rows(choice, kind):
     random, width = np.random.default_rng(1), 4321
@@ -58,6 +68,7 @@ def test_hard_rows(choice, kind):
         "close": 1 + random.integers(0, 70, width) * 2.0**-23,
         "infinite": np.where(random.random(width) < 0.99, -np.inf, random.normal(size=width)),
         "negative": -np.abs(random.normal(size=width)) * 1e-39,
+        "zeros": np.where(random.random(width) < 0.5, -0.0, 0.0),
     }
     logits = rows[kind].astype(np.float32)[None]
     for got, wanted in zip(top(choice, logits, 64), expected(logits, 64), strict=True):
@@ -78,6 +89,12 @@ def test_more_than_there_can_be_are_refused(choice, width, count):
         top(choice, np.zeros((1, width), np.float32), count)
 
 
-def test_a_library_without_them_is_refused(emulated):
-    with pytest.raises(BackendError, match="no kernels that choose tokens"):
-        LibraryChoice(emulated())
+@pytest.mark.parametrize("lacking", [SYMBOL, TOP_SYMBOL])
+def test_a_library_without_one_of_them_is_refused(tmp_path, lacking):
+    other = next(one for one in (SYMBOL, TOP_SYMBOL) if one != lacking)
+    (tmp_path / "some.c").write_text(f"int {other}(void) {{ return 0; }}\n")
+    library = tmp_path / "libsome.so"
+    command = [native.find_compiler(), "-x", "c", "-shared", "-fPIC", tmp_path / "some.c", "-o", library]
+    subprocess.run(command, check=True)
+    with pytest.raises(BackendError, match=f"no kernels that choose tokens: .*{lacking}"):
+        LibraryChoice(library)

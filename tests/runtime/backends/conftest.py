@@ -151,8 +151,7 @@ class FakeChoice:
     def _choose(self, logits, keys, rows, width, count, device):
         def run():
             scores = device.bytes_at(logits, rows * width * 4).view(np.float32).reshape(rows, width)
-            bits = np.where(np.isnan(scores), np.float32(np.nan), scores).view(np.uint32)
-            bits = np.where(np.isnan(scores), np.uint32(0x7FFFFFFF), bits)
+            bits = np.where(np.isnan(scores), np.uint32(0x7FFFFFFF), (scores + np.float32(0)).view(np.uint32))
             order = np.where(bits >> 31, ~bits, bits | np.uint32(0x80000000)).astype(np.uint64)
             place = np.arange(width, dtype=np.uint32)
             every = np.sort((order << np.uint64(32)) | (~place).astype(np.uint64), axis=1)[:, ::-1]

@@ -1,12 +1,15 @@
 """Drafts within a TensorRT session's steps, on fakes: the text is plain decoding's, whatever is proposed."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from lineahead.convert.tensorrt.draft_graph import draft_graph
+from lineahead.convert.tensorrt.export import Options
 from lineahead.convert.tensorrt.graph import save_for_check
 from lineahead.errors import BackendError, InputError
-from lineahead.plugins.tensorrt.record import Bucket
+from lineahead.plugins.tensorrt.record import VERIFIER, Bucket
 from lineahead.runtime.artifact import read_artifact
 from lineahead.runtime.backends.tensorrt import TensorRTSession
 from lineahead.runtime.bench import report
@@ -371,3 +374,14 @@ def test_a_benchmark_has_plain_decoding_beside_drafts_within_steps(generator, mo
     assert found.decode["fp16"]["costs"][0]["median_ms"] > 0
     names = {one["drafter"] for one in found.speculation["fp16"]["drafters"]}
     assert names == {"lookup 5", "recurrent chain 5", "recurrent tree 5", "auto 5"}
+
+
+def test_default_buckets_serve_long_prompts_and_proposals_in_batches(drafting, generator):
+    served = [replace(one, buckets=Options().sizes(VERIFIER)) for one in generator.session._engines]
+    like = generator.session
+    session = TensorRTSession(served, like._device, identity=like.identity, choice=like._choice)
+    own = Generator(generator.artifact, session, Tokenizer(generator.artifact.folder))
+    params = SamplingParams(max_tokens=12)
+    for prompts in (["abc " * 20, "hello " * 12], ["abcabc", "xyzxyz", "q"], ["abc " * 24]):
+        for drafter in (None, LookupDrafter(max_nodes=8)):
+            assert decode(own, prompts, params, drafter) == decode(Generator.load(drafting), prompts, params)

@@ -1,8 +1,11 @@
 """`lineahead export tensorrt` of an artifact with a draft: files and records; building is a stand-in."""
 
 import json
+import subprocess
+import sys
 from types import SimpleNamespace
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -12,16 +15,17 @@ from safetensors.numpy import save_file
 from lineahead.convert.tensorrt import export
 from lineahead.convert.tensorrt.draft_graph import draft_graph
 from lineahead.convert.tensorrt.graph import engine_graph, save_for_check
-from lineahead.convert.tensorrt.outside import take_out
+from lineahead.convert.tensorrt.outside import save_weights, take_out
 from lineahead.errors import ArtifactError, BackendError, ParityError
+from lineahead.plugins.tensorrt.choice import LibraryChoice
 from lineahead.plugins.tensorrt.draft import read_names
 from lineahead.plugins.tensorrt.draft_kernels import LibraryDraftKernels
 from lineahead.plugins.tensorrt.engine import Tensor
-from lineahead.plugins.tensorrt.loading import shared_weights
-from lineahead.plugins.tensorrt.record import DRAFT, Bucket, Machine, read_record
-from lineahead.plugins.tensorrt.weights import upload_weights
+from lineahead.plugins.tensorrt.loading import earlier_record, shared_weights
+from lineahead.plugins.tensorrt.record import DRAFT, Bucket, EngineRecord, Machine, read_record
+from lineahead.plugins.tensorrt.weights import require_weights, upload_weights
 from lineahead.runtime.artifact import read_artifact
-from lineahead.runtime.backends.tensorrt import TensorRTSession
+from lineahead.runtime.backends.tensorrt import TensorRTSession, export_engine
 from lineahead.runtime.backends.trt_steps import Served
 from lineahead.runtime.generate import Generator
 from lineahead.runtime.sampling import SamplingParams
@@ -58,6 +62,7 @@ def building(drafting, tensorrt_fakes, tmp_path, monkeypatch):
         "plugin_library": lambda trt, given: library,
         "load_plugins": lambda trt, path: None,
         "LibraryDraftKernels": lambda path: None,
+        "LibraryChoice": lambda path: None,
         "trt_logger": lambda trt: None,
         "read_manifest": lambda artifact: SimpleNamespace(model=SimpleNamespace(max_position=160)),
         "build": build,
@@ -100,6 +105,16 @@ def test_a_library_without_the_drafts_kernels_is_refused_before_anything_is_buil
     (tmp_path / "onnx").symlink_to(drafting / "onnx")
     monkeypatch.setattr(export, "LibraryDraftKernels", LibraryDraftKernels)
     with pytest.raises(BackendError, match="no kernels of drafts"):
+        export.export_tensorrt(tmp_path, precisions=("fp32",), options=OPTIONS)
+    assert building == []
+
+
+def test_a_library_that_cannot_choose_tokens_is_refused_before_anything_is_built(
+    drafting, building, tmp_path, monkeypatch
+):
+    (tmp_path / "onnx").symlink_to(drafting / "onnx")
+    monkeypatch.setattr(export, "LibraryChoice", LibraryChoice)
+    with pytest.raises(BackendError, match="no kernels that choose tokens"):
         export.export_tensorrt(tmp_path, precisions=("fp32",), options=OPTIONS)
     assert building == []
 
@@ -180,6 +195,67 @@ def test_weights_outside_are_one_file_that_engines_read(
     for text in ("abcabcabcabc" * 3, "x"):
         texts = [one.generate([text], params)[0].tokens for one in (wanted, plain)]
         assert texts[0] == texts[1] if precision == "fp32" else len(texts[1]) == 24
+
+
+def test_weights_that_no_engine_reads_any_longer_are_removed(drafting, building, tmp_path, monkeypatch):
+    (tmp_path / "onnx").symlink_to(drafting / "onnx")
+    monkeypatch.setattr(export, "upload_weights", lambda path, tensors, device: {})
+    folder, kept = tmp_path / "tensorrt" / MACHINE.folder, []
+    for outside, prefill in ((True, ("1x16",)), (False, ()), (False, ("1x16",))):
+        options = export.Options(buckets=("1x1", "1x8"), prefill=prefill, draft=False, outside=outside)
+        export.export_tensorrt(tmp_path, precisions=("fp32",), options=options)
+        kept.append((folder / "weights_fp32.safetensors").is_file())
+    assert kept == [True, True, False]
+
+
+def test_weights_of_another_graph_are_refused(tmp_path):
+    path = tmp_path / "weights_fp16.safetensors"
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        require_weights(path, "abc")
+    save_weights({"weight.a": ir.tensor(np.zeros((2, 2), np.float16))}, path, graph_sha256="abc")
+    require_weights(path, "abc")
+    with pytest.raises(ArtifactError, match="of another ONNX graph"):
+        require_weights(path, "abd")
+
+
+def test_bfloat16_weights_are_read_by_numpy_alone(tmp_path):
+    path = tmp_path / "weights_bf16.safetensors"
+    numbers = ir.tensor(np.array([[1.5, -2], [3, 0]], ml_dtypes.bfloat16))
+    save_weights({"weight.a": numbers}, path, graph_sha256="x")
+    script = """
+import sys
+import numpy as np
+from lineahead.plugins.tensorrt.engine import Tensor
+from lineahead.plugins.tensorrt.weights import require_weights, upload_weights
+class Device:
+    allocate = staticmethod(lambda size: size)
+    synchronize = staticmethod(lambda: None)
+    upload = staticmethod(lambda address, array: print(array.view(np.uint16).tolist()))
+tensor = Tensor(name="weight.a", dtype="bfloat16", shape=(2, 2), is_input=True)
+upload_weights(sys.argv[1], {tensor.name: tensor}, Device)
+assert "ml_dtypes" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == [[0x3FC0, 0xC000], [0x4040, 0]]
+
+
+def test_rebuilding_goes_by_how_it_was_built(tmp_path, monkeypatch):
+    record = EngineRecord(
+        kind="verifier", precision="fp16", sm="sm_80", tensorrt="8.6.1", card="", plugin_sha256="",
+        graph_sha256="", buckets=(Bucket(batch=2, nodes=5, results=5),), weights="weights_fp16.safetensors",
+    )  # fmt: skip
+    commands = []
+    done = SimpleNamespace(returncode=0)
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: commands.append(command) or done)
+    assert earlier_record(tmp_path, MACHINE, "fp16") is None
+    folder = tmp_path / "tensorrt" / "sm_80-8.6.1"
+    folder.mkdir(parents=True)
+    record.write(folder / "verifier_fp16.json")
+    assert earlier_record(tmp_path, MACHINE, "fp16") == record
+    export_engine(tmp_path, "fp16", record)
+    export_engine(tmp_path, "fp16")
+    assert commands[0][-3:] == ["--bucket", "2x5", "--outside"]
+    assert commands[1][-2:] == ["--precision", "fp16"]
 
 
 def test_weights_that_are_missing_or_others_are_named(tensorrt_fakes, tmp_path):

@@ -9,7 +9,7 @@ namespace {
 constexpr int kThreads = 256, kPerBlock = 8192;  // scores a block looks at
 
 __device__ uint64_t key(float score, int place) {
-  const uint32_t bits = isnan(score) ? 0x7fffffffu : __float_as_uint(score);
+  const uint32_t bits = isnan(score) ? 0x7fffffffu : __float_as_uint(score + 0.0f);  // no negative zero
   const uint32_t order = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
   return (uint64_t)order << 32 | (uint32_t)~place;
 }

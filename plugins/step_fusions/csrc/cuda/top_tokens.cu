@@ -16,7 +16,7 @@ struct Selection {
 };
 
 __device__ __forceinline__ uint64_t key_of(float score, int place) {
-  const uint32_t bits = score != score ? 0x7fffffffu : float_to_bits(score);
+  const uint32_t bits = score != score ? 0x7fffffffu : float_to_bits(score + 0.0f);  // no negative zero
   const uint32_t order = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
   return (uint64_t)order << 32 | (uint32_t)~place;
 }
