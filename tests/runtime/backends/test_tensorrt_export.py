@@ -99,22 +99,16 @@ def test_an_artifact_with_a_draft_gets_an_engine_of_it(drafting, building, monke
     json.dumps(found)
 
 
-def test_a_library_without_the_drafts_kernels_is_refused_before_anything_is_built(
-    drafting, building, tmp_path, monkeypatch
+@pytest.mark.parametrize(
+    ("kernels", "message"),
+    [(LibraryDraftKernels, "no kernels of drafts"), (LibraryChoice, "no kernels that choose tokens")],
+)
+def test_a_library_without_kernels_is_refused_before_anything_is_built(
+    drafting, building, tmp_path, monkeypatch, kernels, message
 ):
     (tmp_path / "onnx").symlink_to(drafting / "onnx")
-    monkeypatch.setattr(export, "LibraryDraftKernels", LibraryDraftKernels)
-    with pytest.raises(BackendError, match="no kernels of drafts"):
-        export.export_tensorrt(tmp_path, precisions=("fp32",), options=OPTIONS)
-    assert building == []
-
-
-def test_a_library_that_cannot_choose_tokens_is_refused_before_anything_is_built(
-    drafting, building, tmp_path, monkeypatch
-):
-    (tmp_path / "onnx").symlink_to(drafting / "onnx")
-    monkeypatch.setattr(export, "LibraryChoice", LibraryChoice)
-    with pytest.raises(BackendError, match="no kernels that choose tokens"):
+    monkeypatch.setattr(export, kernels.__name__, kernels)
+    with pytest.raises(BackendError, match=message):
         export.export_tensorrt(tmp_path, precisions=("fp32",), options=OPTIONS)
     assert building == []
 
