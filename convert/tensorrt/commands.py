@@ -46,7 +46,7 @@ from lineahead.recipes.console import artifact_argument, json_option, note, show
 @click.option(
     "--fuse/--no-fuse",
     default=None,
-    help="Use the library's fused operators between products [default: before TensorRT 10].",
+    help="Use the library's fused operators between products [default: in fp16 before TensorRT 10].",
 )
 @click.option(
     "--draft/--no-draft",

@@ -87,7 +87,7 @@ class Options:
         optimization_level: of TensorRT's builder; 1 before TensorRT 10 and 3 from there on when None.
         cublas: let TensorRT use cuBLAS.
         detailed: keep layer names in the engine.
-        fuse: use the plugin library's fused operators between products; before TensorRT 10 when None.
+        fuse: use the plugin library's fused operators; when None, in fp16 before TensorRT 10.
         outside: keep large weights of verifier and prefill engines in a file that they share.
         draft: build an engine of the artifact's recurrent draft, too, if it has one.
     """
@@ -173,9 +173,8 @@ class _Work:
     ) -> None:
         self.artifact, self.trt, self.device = artifact, trt, device
         self.options, self.report = options, report
-        # 8.6 fuses little by itself, and at level 3 a model of 2 G weights was not built after 17 minutes.
+        # At level 3 8.6 had not built a model of 2 G weights after 17 minutes.
         old = major(trt) < 10
-        self.fused = old if options.fuse is None else options.fuse
         level = options.optimization_level
         self.level = level if level is not None else 1 if old else 3
         self.machine = this_machine(trt, device)
@@ -188,7 +187,7 @@ class _Work:
         buckets, source = self.options.sizes(kind), self._source(kind)
         self.report(f"lower {source.name} to {precision}")
         model, judge = (self._draft if kind == DRAFT else self._verifier)(kind, precision)
-        if self.fused:
+        if self._fused(precision):
             self.report(fused_text(model.graph))
         weights = weights_name(precision) if self.options.outside and kind != DRAFT else ""
         inputs = _input_shapes(model)
@@ -230,6 +229,12 @@ class _Work:
             "trtexec": trtexec_line(final, path, self.folder / LIBRARY, shapes, version=major(self.trt)),
         }
 
+    def _fused(self, precision: str) -> bool:
+        """8.6 fuses little by itself; in fp32 the graph as it is has been run on a GPU."""
+        if self.options.fuse is not None:
+            return self.options.fuse
+        return major(self.trt) < 10 and precision == "fp16"
+
     def _drop_weights(self, precision: str) -> None:
         """Remove weights that no engine reads any longer."""
         name, reading = weights_name(precision), set()
@@ -248,7 +253,7 @@ class _Work:
         chains, source, buckets = kind == PREFILL, self._source(kind), self.options.sizes(kind)
 
         def lowered() -> Any:
-            return engine_graph(source, precision, chain=chains, fused=self.fused)
+            return engine_graph(source, precision, chain=chains, fused=self._fused(precision))
 
         model = lowered()
         window = _window(model)
@@ -280,7 +285,7 @@ class _Work:
     def _draft(self, kind: str, precision: str) -> tuple[Any, Judge]:
         """The lowered draft, and what judges an engine of it and writes its tokens beside it."""
         source, buckets = self._source(kind), self.options.sizes(kind)
-        model, draft = draft_graph(source, precision, fused=self.fused)
+        model, draft = draft_graph(source, precision, fused=self._fused(precision))
 
         def judge(path: Path, engine: TensorRTEngine) -> float:
             difference, agreement = compare_draft(source, draft, engine, self.device, buckets)

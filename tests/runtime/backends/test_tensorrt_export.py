@@ -144,9 +144,8 @@ def test_weights_outside_are_one_file_that_engines_read(
     def engine(plan, _, *, trt, log):
         """What was parsed, in ONNX Runtime, its weights as inputs."""
         request = building[-1]
-        model = engine_graph(
-            tmp_path / "onnx" / "verifier.onnx", precision, chain="prefill" in request.graph.name, fused=True
-        )
+        source, chain = tmp_path / "onnx" / "verifier.onnx", "prefill" in request.graph.name
+        model = engine_graph(source, precision, chain=chain, fused=precision == "fp16")
         taken[request.graph.name] = set(take_out(model.graph, least=256))
         save_for_check(model, tmp_path / f"{request.graph.name}.check.onnx")
         return tensorrt_fakes.Engine(tmp_path / f"{request.graph.name}.check.onnx", device)
@@ -268,10 +267,11 @@ def test_weights_that_are_missing_or_others_are_named(tensorrt_fakes, tmp_path):
 
 def test_what_is_left_open_depends_on_tensorrts_version(drafting, building, tmp_path, monkeypatch):
     (tmp_path / "onnx").symlink_to(drafting / "onnx")
-    for version, level, fused in (("8.6.1", 1, True), ("10.13.0", 3, False)):
+    cases = (("8.6.1", "fp16", 1, True), ("8.6.1", "fp32", 1, False), ("10.13.0", "fp16", 3, False))
+    for version, precision, level, fused in cases:
         trt = SimpleNamespace(__version__=version)
         monkeypatch.setattr(export, "tensorrt_module", lambda trt=trt: trt)
-        export.export_tensorrt(tmp_path, precisions=("fp32",), options=OPTIONS)
+        export.export_tensorrt(tmp_path, precisions=(precision,), options=OPTIONS)
         assert building[-1].optimization_level == level
-        graph = ir.load(tmp_path / "tensorrt" / MACHINE.folder / "verifier_fp32.onnx")
+        graph = ir.load(tmp_path / "tensorrt" / MACHINE.folder / f"verifier_{precision}.onnx")
         assert any(node.op_type == "AddRMSNorm" for node in graph.graph) == fused
