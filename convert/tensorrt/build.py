@@ -2,6 +2,8 @@
 
 import contextlib
 import logging
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ logger = logging.getLogger(__name__)
 Report = Callable[[str], None]
 Shape = tuple[int, ...]
 WORKSPACE = 4 << 30
+BEAT = 30.0  # seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,9 +185,10 @@ def _timings(trt: Any, config: Any, path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _progress(trt: Any, config: Any, report: Report) -> Iterator[None]:
-    """TensorRT's own progress, where it tells (10 and later)."""
+    """TensorRT's own progress where it tells (10 and later), else how long it has been."""
     if not hasattr(trt, "IProgressMonitor"):
-        yield
+        with _heartbeat(report):
+            yield
         return
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
@@ -210,6 +214,24 @@ def _progress(trt: Any, config: Any, report: Report) -> Iterator[None]:
     config.progress_monitor = monitor
     yield
     config.progress_monitor = None
+
+
+@contextlib.contextmanager
+def _heartbeat(report: Report) -> Iterator[None]:
+    """Say every `BEAT` seconds that the work goes on; it has to release the interpreter's lock."""
+    done, begun = threading.Event(), time.monotonic()
+
+    def beat() -> None:
+        while not done.wait(BEAT):
+            report(f"TensorRT: still building, {time.monotonic() - begun:.0f} s")
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def trtexec_line(

@@ -1,5 +1,6 @@
 """What TensorRT's builder is told, on stand-ins of its objects."""
 
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,7 +9,8 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from lineahead.convert.tensorrt.build import BuildRequest, _configure, wide_nodes
+from lineahead.convert.tensorrt import build as build_module
+from lineahead.convert.tensorrt.build import BuildRequest, _configure, _progress, wide_nodes
 from lineahead.convert.tensorrt.graph import lower_for_engine, save_for_engine
 from lineahead.plugins.tensorrt.record import Bucket
 
@@ -107,3 +109,21 @@ def test_fp32_holds_nothing(graph):
     layers, config = configured(graph, "fp32")
     assert {one.precision for one in layers} == {None}
     assert config.flags == set()
+
+
+def test_a_long_build_that_tells_nothing_is_said_to_go_on(monkeypatch):
+    monkeypatch.setattr(build_module, "BEAT", 0.02)
+    said, twice = [], threading.Event()
+
+    def report(text):
+        said.append(text)
+        if len(said) == 2:
+            twice.set()
+
+    with pytest.raises(KeyError), _progress(SimpleNamespace(), None, report):
+        assert twice.wait(10)
+        raise KeyError
+    assert said[0].startswith("TensorRT: still building, ")
+    count = len(said)
+    assert not [one for one in threading.enumerate() if one.name.endswith("(beat)")]
+    assert len(said) == count
