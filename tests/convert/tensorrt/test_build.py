@@ -1,5 +1,6 @@
 """What TensorRT's builder is told, on stand-ins of its objects."""
 
+import contextlib
 import threading
 from types import SimpleNamespace
 
@@ -120,10 +121,9 @@ def test_a_long_build_that_tells_nothing_is_said_to_go_on(monkeypatch):
         if len(said) == 2:
             twice.set()
 
-    with pytest.raises(KeyError), _progress(SimpleNamespace(), None, report):
+    threads = threading.active_count()
+    with contextlib.suppress(KeyError), _progress(SimpleNamespace(), None, report):
         assert twice.wait(10)
         raise KeyError
     assert said[0].startswith("TensorRT: still building, ")
-    count = len(said)
-    assert not [one for one in threading.enumerate() if one.name.endswith("(beat)")]
-    assert len(said) == count
+    assert threading.active_count() == threads
