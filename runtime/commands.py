@@ -115,8 +115,9 @@ def verify(
 def _texts_of(original: str, artifact: Path) -> Callable[..., Sequence[Sequence[int]]]:
     """What transformers writes on a checkpoint, to be compared with an artifact that is the same model."""
     from lineahead.recipes.manifest import read_manifest
-    from lineahead.runtime.bench.baselines import transformers_texts
+    from lineahead.runtime.bench.baselines import require_checkpoint, transformers_texts
 
+    require_checkpoint(original)
     converted = len(read_manifest(artifact).model.linear_layers)
     if converted:
         raise InputError(

@@ -242,6 +242,8 @@ def test_bench_reports_ratios(run, artifact):
         (("finetune", "no-such-folder"), errors.ArtifactError, "no-such-folder"),
         (("eval", "{artifact}", "absent.txt"), errors.InputError, "absent.txt"),
         (("verify", "{artifact}", "--prompts", "absent.txt"), errors.InputError, "absent.txt"),
+        (("verify", "{artifact}", "--original", "package:some"), errors.InputError, "package:some"),
+        (("bench", "{artifact}", "--baseline", "some.gguf"), errors.InputError, "some.gguf"),
     ],
 )
 def test_mistakes_are_named_and_leave_nothing_behind(

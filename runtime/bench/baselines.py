@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lineahead.errors import BackendError
+from lineahead.errors import BackendError, InputError
 from lineahead.runtime.bench.context import StepCost, step_cost
 
 
@@ -61,6 +61,19 @@ def _measure(
     assert isinstance(seconds, list)
     costs = [step_cost(context, 1, times) for context, times in zip(sorted(contexts), seconds, strict=True)]
     return Baseline(name=name, version=str(result["version"]), costs=costs)
+
+
+def require_checkpoint(reference: str) -> None:
+    """Refuse at once what transformers cannot load by itself; anything else is its own to find.
+
+    Raises:
+        InputError: for GGUF files.
+    """
+    if reference.startswith("package:") or reference.endswith(".gguf"):
+        raise InputError(
+            f"{reference}: transformers does not load this by itself",
+            hint="Give a Hub id or a checkpoint folder.",
+        )
 
 
 def transformers_fp32(

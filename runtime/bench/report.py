@@ -8,7 +8,7 @@ from typing import Any
 from lineahead.errors import InputError
 from lineahead.runtime.artifact import read_artifact
 from lineahead.runtime.backends.ort_library import Provider, share_threads
-from lineahead.runtime.bench.baselines import Baseline, llama_cpp, transformers_fp32
+from lineahead.runtime.bench.baselines import Baseline, llama_cpp, require_checkpoint, transformers_fp32
 from lineahead.runtime.bench.context import decode_cost, verify_cost
 from lineahead.runtime.bench.machine import TENSORRT, engine_machine, graph_bytes, machine
 from lineahead.runtime.bench.prompts import read_prompts
@@ -114,9 +114,12 @@ def bench(
     Raises:
         ArtifactError: when a graph is missing.
         BackendError: when a baseline fails, or the backend is not usable here.
-        InputError: when the prompts cannot be read, or a context is beyond the model's positions.
+        InputError: when the prompts cannot be read, a context is beyond the model's positions, or the
+            baseline is a GGUF file.
     """
     read_artifact(folder).require_decoder("bench")
+    if request.baseline:
+        require_checkpoint(request.baseline)
     if request.draft_model is not None:
         share_threads(request.threads)
     gpu = request.backend == TENSORRT or request.provider == "cuda"
