@@ -78,7 +78,7 @@ def distribution(logits: npt.NDArray[np.floating], params: SamplingParams) -> Pr
         BackendError: when the logits are not numbers.
     """
     best = int(logits.argmax())
-    _require_number(logits[best])
+    require_number(logits[best])
     result = np.zeros(len(logits))
     if params.greedy:
         result[best] = 1.0
@@ -105,14 +105,19 @@ def distribution_of_best(
     Raises:
         BackendError: when the logits are not numbers.
     """
-    _require_number(scores[0])
+    require_number(scores[0])
     order = np.argsort(tokens)
     result = np.zeros(width)
     result[tokens[order]] = _weights(scores[order], scores[0], params)
     return result
 
 
-def _require_number(best: np.floating) -> None:
+def require_number(best: np.floating) -> None:
+    """Refuse a best logit that is not finite.
+
+    Raises:
+        BackendError: when it is not.
+    """
     if not np.isfinite(best):
         raise BackendError(
             f"the model returned {best} as its best logit",

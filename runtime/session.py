@@ -1,6 +1,5 @@
 """What every backend offers the decoding loop: one step over a batch of sequences, and moving rows about."""
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ import numpy.typing as npt
 
 from lineahead.errors import BackendError, InputError
 from lineahead.runtime import state
+from lineahead.runtime.sampling import require_number
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -61,11 +61,7 @@ class StepOutput:
         """
         scores = self.logits[row, result]
         best = int(scores.argmax())
-        if not math.isfinite(scores[best]):
-            raise BackendError(
-                f"the model returned {scores[best]} as its best logit",
-                hint="Check the weights: `lineahead verify` and `lineahead doctor`.",
-            )
+        require_number(scores[best])
         return best
 
     def best(self, row: int, result: int, count: int) -> tuple[Ints, Floats, int] | None:

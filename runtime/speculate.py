@@ -170,6 +170,7 @@ class Decoder:
         asking: list[int] = []
         chunk = self._chunk or self.session.chunk
         allowed = self.drafter.max_nodes if self._governor is None else self._governor.nodes(len(self.rows))
+        allowed = min(allowed, self.session.chunk - 1)  # beside the root
         for i, row in enumerate(self.rows):
             waiting = len(row.tokens) - row.fed
             if waiting > chunk:
@@ -187,7 +188,7 @@ class Decoder:
                 parts[i] = Part(chain=(tree.tokens[0],), tree=tree)
         elif asking:
             for i, question, tree in zip(asking, wanted, self.drafter.propose(wanted), strict=True):
-                tree = tree.pruned(depth=question.depth, nodes=min(question.nodes + 1, self.session.chunk))
+                tree = tree.pruned(depth=question.depth, nodes=question.nodes + 1)
                 parts[i] = Part(chain=(tree.tokens[0],), tree=tree)
         return [part for part in parts if part is not None], count
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from lineahead.convert.judging.pair import Pair
-from lineahead.convert.training.leading import led
+from lineahead.convert.training.leading import windows
 from lineahead.convert.training.vocabulary import Head, chunk_rows
 from lineahead.recipes.manifest import Agreement
 
@@ -25,17 +25,17 @@ def measure_agreement(
         The share of positions where both have the same likeliest token, and the mean of KL(teacher, student)
         in nats.
     """
-    windows = led(ids[: len(ids) // context * context].reshape(-1, context), leading)
+    rows = windows(ids, context, leading)
     first, second = pair.readers()
     heads = first.head(), second.head()
     same, kl = 0, 0.0
-    for row in windows:
+    for row in rows:
         hidden = first.hidden(row), second.hidden(row)
         size = chunk_rows(heads[0], hidden[0])
         for theirs, ours in zip(hidden[0].split(size), hidden[1].split(size), strict=True):
             matches, nats = _compare(heads, theirs, ours)
             same, kl = same + matches, kl + nats
-    count = windows.numel()
+    count = rows.numel()
     return Agreement(file=file, context=context, tokens=count, top1=same / count, kl=kl / count)
 
 

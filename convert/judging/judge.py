@@ -98,8 +98,9 @@ def judge(
     student, tokenizer = load_artifact(artifact, device=device)
     pair = Pair(student=student, teacher=_teacher(manifest, device))
     recalls = measure_recall(pair, tokenizer, contexts=wanted.recall, count=wanted.cases, report=report)
+    leading = leading_token(tokenizer)
     agreements = [
-        measure_agreement(pair, ids, context=context, file=path.name, leading=leading_token(tokenizer))
+        measure_agreement(pair, ids, context=context, file=path.name, leading=leading)
         for path in wanted.agreement
         for ids in [read_tokens([path], tokenizer, wanted.tokens, max(wanted.contexts))]
         for context in wanted.contexts

@@ -10,7 +10,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from lineahead.convert.planner.predict import Worth
-from lineahead.convert.training.leading import led
+from lineahead.convert.training.leading import windows
 from lineahead.convert.training.vocabulary import chunk_rows, head_of
 from lineahead.plugins.augmented_attention.huggingface.attention import softmax_at
 
@@ -38,8 +38,7 @@ class Probe:
             leading: what every window begins with, in place of its first token.
         """
         self._model, self._head = model, head_of(model)
-        windows = ids[: len(ids) // context * context].reshape(-1, context)
-        self._windows = led(windows, leading).to(model.device)
+        self._windows = windows(ids, context, leading).to(model.device)
         self._batch = batch
 
     @property

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from lineahead.errors import BackendError
 from lineahead.plugins.tensorrt.cuda import Device
+from lineahead.plugins.tensorrt.kernel_call import enqueue, structure
 
 Keys = npt.NDArray[np.uint64]
 SYMBOL, TOP_SYMBOL = "lineahead_best_tokens", "lineahead_top_tokens"
@@ -42,14 +43,7 @@ class Choice(Protocol):
         """
 
 
-class _TopTokens(ctypes.Structure):
-    _fields_ = (
-        ("rows", ctypes.c_int32),
-        ("width", ctypes.c_int32),
-        ("count", ctypes.c_int32),
-        ("logits", ctypes.c_void_p),
-        ("keys", ctypes.c_void_p),
-    )
+_TopTokens = structure("_TopTokens", ("rows", "width", "count"), ("logits", "keys"))
 
 
 class LibraryChoice:
@@ -87,10 +81,7 @@ class LibraryChoice:
 
     def enqueue_top(self, logits: int, keys: int, rows: int, width: int, count: int, device: Device) -> None:
         """Enqueue it."""
-        call, message = _TopTokens(rows, width, count, logits, keys), ctypes.create_string_buffer(256)
-        stream, size = ctypes.c_void_p(device.stream), ctypes.c_size_t(len(message))
-        if self._top(ctypes.byref(call), stream, message, size):
-            raise BackendError(f"{TOP_SYMBOL}: {message.value.decode()}", hint="Run it again with -v.")
+        enqueue(self._top, TOP_SYMBOL, _TopTokens(rows, width, count, logits, keys), device)
 
 
 def tokens_of(keys: Keys) -> npt.NDArray[np.int64]:

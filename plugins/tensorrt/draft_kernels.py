@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from lineahead.errors import BackendError
 from lineahead.plugins.tensorrt.cuda import Device
+from lineahead.plugins.tensorrt.kernel_call import enqueue, structure
 
 BEGIN, CHOICE = "lineahead_draft_begin", "lineahead_draft_choice"
 
@@ -66,13 +67,8 @@ class DraftKernels(Protocol):
         """
 
 
-def _structure(name: str, integers: tuple[str, ...], pointers: tuple[str, ...]) -> Any:
-    fields = [(one, ctypes.c_int32) for one in integers] + [(one, ctypes.c_void_p) for one in pointers]
-    return type(name, (ctypes.Structure,), {"_fields_": fields})
-
-
-_Begin = _structure("_Begin", ("rows", "width", "nodes"), ("sources", "ids", "hidden", "tokens"))
-_Choice = _structure("_Choice", ("rows", "width", "nodes", "place"), ("scores", "names", "ids", "tokens"))
+_Begin = structure("_Begin", ("rows", "width", "nodes"), ("sources", "ids", "hidden", "tokens"))
+_Choice = structure("_Choice", ("rows", "width", "nodes", "place"), ("scores", "names", "ids", "tokens"))
 
 
 class LibraryDraftKernels:
@@ -125,7 +121,4 @@ class LibraryDraftKernels:
         self._enqueue(CHOICE, _Choice(rows, width, nodes, place, scores, names, ids, tokens), device)
 
     def _enqueue(self, name: str, call: Any, device: Device) -> None:
-        message = ctypes.create_string_buffer(256)
-        stream, size = ctypes.c_void_p(device.stream), ctypes.c_size_t(len(message))
-        if self._functions[name](ctypes.byref(call), stream, message, size):
-            raise BackendError(f"{name}: {message.value.decode()}", hint="Run it again with -v.")
+        enqueue(self._functions[name], name, call, device)

@@ -119,9 +119,9 @@ def require_engine(artifact: Path, machine: Machine, kind: str, precision: str) 
 
 def earlier_record(artifact: Path, machine: Machine, precision: str) -> EngineRecord | None:
     """How a verifier was built before, here or, failing that, on another machine."""
-    name = f"{engine_name(VERIFIER, precision)}"
+    name = Path(engine_name(VERIFIER, precision)).with_suffix(".json")
     records = sorted(
-        (artifact / FOLDER).glob(f"*/{Path(name).stem}.json"),
+        (artifact / FOLDER).glob(f"*/{name}"),
         key=lambda path: (path.parent.name != machine.folder, path),
     )
     for path in records:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 
-class Clock:
+class _Clock:
     """A streamer that notes when each token arrives."""
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ def token_seconds(model: Any, prompt: Any, count: int) -> list[float]:
         prompt: token ids ``[1, T]`` on the model's device.
         count: tokens that are timed.
     """
-    clock = Clock()
+    clock = _Clock()
     model.generate(
         prompt,
         attention_mask=prompt.new_ones(prompt.shape),

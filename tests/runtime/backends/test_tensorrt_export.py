@@ -219,7 +219,7 @@ def test_bfloat16_weights_are_read_by_numpy_alone(tmp_path):
 import sys
 import numpy as np
 from lineahead.plugins.tensorrt.engine import Tensor
-from lineahead.plugins.tensorrt.weights import require_weights, upload_weights
+from lineahead.plugins.tensorrt.weights import upload_weights
 class Device:
     allocate = staticmethod(lambda size: size)
     synchronize = staticmethod(lambda: None)

@@ -2,6 +2,7 @@
 // pass, ends as soon as a digit's keys are all wanted.
 #include "top_tokens.h"
 
+#include "token_key.cuh"
 #include "vectors.cuh"
 
 namespace lineahead::fusions {
@@ -14,12 +15,6 @@ struct Selection {
   uint64_t bound, prefix, best[kTopThreads], found[kMostTop];
   int wanted, exact, filled, counts[kDigits];
 };
-
-__device__ __forceinline__ uint64_t key_of(float score, int place) {
-  const uint32_t bits = score != score ? 0x7fffffffu : float_to_bits(score + 0.0f);  // no negative zero
-  const uint32_t order = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-  return (uint64_t)order << 32 | (uint32_t)~place;
-}
 
 __device__ void pick_digit(Selection& row, int shift) {
   int digit = kDigits - 1, above = 0;
@@ -36,7 +31,7 @@ __global__ void __launch_bounds__(kTopThreads) top_of_row(const TopTokens call) 
 
   uint64_t best = 0;
   for (int place = thread; place < call.width; place += kTopThreads) {
-    const uint64_t key = key_of(scores[place], place);
+    const uint64_t key = token_key(scores[place], place);
     if (key > best) best = key;
   }
   row.best[thread] = best;
@@ -53,7 +48,7 @@ __global__ void __launch_bounds__(kTopThreads) top_of_row(const TopTokens call) 
     if (thread < kDigits) row.counts[thread] = 0;
     sync_block();
     for (int place = thread; place < call.width; place += kTopThreads) {
-      const uint64_t key = key_of(scores[place], place);
+      const uint64_t key = token_key(scores[place], place);
       if (key >= bound && (key & mask) == prefix) count_one(&row.counts[key >> shift & (kDigits - 1)]);
     }
     sync_block();
@@ -64,7 +59,7 @@ __global__ void __launch_bounds__(kTopThreads) top_of_row(const TopTokens call) 
   }
 
   for (int place = thread; place < call.width; place += kTopThreads) {
-    const uint64_t key = key_of(scores[place], place);
+    const uint64_t key = token_key(scores[place], place);
     if (key >= bound && (key & mask) >= prefix) row.found[count_one(&row.filled)] = key;
   }
   sync_block();

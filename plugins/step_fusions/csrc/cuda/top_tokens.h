@@ -8,8 +8,7 @@ namespace lineahead::fusions {
 
 constexpr int kMostTop = 64;
 
-// A key is a score, made comparable, above the complement of its place: the largest key is the largest score and, among equals, the
-// first. A score that is not a number is larger than all numbers.
+// Keys are those of token_key.cuh.
 struct TopTokens {
   int32_t rows, width, count;  // count: at most kMostTop and the width
   const float* logits;         // [rows, width]
